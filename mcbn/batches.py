@@ -1,0 +1,99 @@
+"""The mini-batches whose statistics become the estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+
+def draw_batches(
+    data: Iterable[Any], num_batches: int, batch_size: int, generator: torch.Generator
+) -> Iterator[Any]:
+    """Yield ``num_batches`` batches.
+
+    From a DataLoader over a dataset with indices, each is ``batch_size`` examples drawn
+    independently, and without replacement within the batch, through the loader's workers,
+    transforms and ``collate_fn``, whatever the order of its sampler. From anything else, its own
+    batches are taken in order.
+
+    Raises:
+        TypeError: ``data`` cannot be iterated over.
+        ValueError: it has fewer examples than a batch, or fewer batches than are needed.
+    """
+    if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
+        yield from _random_batches(data, num_batches, batch_size, generator)
+        return
+    if not isinstance(data, Iterable):
+        raise TypeError(
+            f"fit got a {type(data).__name__}, which cannot be iterated over; pass a DataLoader over "
+            "the training set, or an iterable of batches."
+        )
+    found = 0
+    for batch in data:
+        yield batch
+        found += 1
+        if found == num_batches:
+            return
+    raise ValueError(
+        f"fit needs one batch for each of the {num_batches} estimators, but the data ended after "
+        f"{found}; pass more batches, or a DataLoader over a dataset with a length."
+    )
+
+
+def _random_batches(
+    loader: DataLoader[Any], num_batches: int, batch_size: int, generator: torch.Generator
+) -> Iterator[Any]:
+    size = len(loader.dataset)  # pyright: ignore[reportArgumentType]
+    if size < batch_size:
+        raise ValueError(
+            f"mc_batch_size={batch_size}, but the loader's dataset has {size} examples; build the "
+            f"wrapper with mc_batch_size={max(size, 1)} or less."
+        )
+    draws = [
+        torch.randperm(size, generator=generator)[:batch_size].tolist() for _ in range(num_batches)
+    ]
+    if loader.batch_sampler is None and loader.sampler is not None and _yields_batches(loader):
+        # Automatic batching is off: the dataset itself makes a batch from a list of indices.
+        options: dict[str, Any] = {"sampler": draws, "batch_size": None}
+    else:
+        options = {"batch_sampler": draws}
+    workers = loader.num_workers
+    yield from DataLoader(
+        loader.dataset,
+        num_workers=workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor if workers else None,
+        generator=generator,
+        **options,
+    )
+
+
+def _yields_batches(loader: DataLoader[Any]) -> bool:
+    first = next(iter(loader.sampler), None)
+    return isinstance(first, list | tuple)
+
+
+def default_inputs(batch: Any) -> Any:
+    """The part of a batch that a network is given: the first, unless the batch is one tensor.
+
+    Example:
+        >>> default_inputs(("images", "labels"))
+        'images'
+        >>> default_inputs({"image": "images", "label": "labels"})
+        'images'
+    """
+    if isinstance(batch, Mapping):
+        return next(iter(batch.values()))
+    if isinstance(batch, list | tuple):
+        return batch[0]
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return getattr(batch, fields(batch)[0].name)
+    return batch

@@ -1,0 +1,290 @@
+"""MNIST in memory: cropped and normalized a whole batch at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Never
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader, Dataset
+
+from mcbn import data
+
+
+def random_crop(images: Tensor, padding: int) -> Tensor:
+    """Pads images with zeros and cuts a window of the old size out of each, at a place of its own.
+
+    The places are drawn from torch's global generator.
+
+    Args:
+        images: ``(batch, height, width)``, any dtype.
+        padding: Pixels added on each side.
+
+    Returns:
+        ``(batch, height, width)``, dtype as given.
+
+    Example:
+        >>> random_crop(torch.ones(5, 28, 28, dtype=torch.uint8), padding=4).shape
+        torch.Size([5, 28, 28])
+    """
+    batch, height, width = images.shape
+    windows = pad(images, [padding] * 4).unfold(1, height, 1).unfold(2, width, 1)
+    rows, columns = torch.randint(2 * padding + 1, (2, batch))
+    return windows[torch.arange(batch), rows, columns]
+
+
+class InMemoryImages(Dataset[tuple[Tensor, int]]):
+    """Grey images held as uint8, handed out a batch at a time.
+
+    A ``DataLoader`` asks for the items of a batch all at once (``__getitems__``), so cropping and
+    normalizing are a few tensor operations per batch instead of per image. Give the loader
+    ``collate_fn=ready_batch``: the batch is complete already.
+
+    Args:
+        images: ``(n, height, width)`` uint8.
+        labels: ``(n,)`` int64.
+        mean: Subtracted from the pixels once they are in [0, 1].
+        std: Divides them afterwards.
+        padding: Pixels around an image before a random crop to its old size; 0 for no crop.
+
+    Example:
+        >>> images = torch.zeros(10, 28, 28, dtype=torch.uint8)
+        >>> dataset = InMemoryImages(images, torch.arange(10), mean=0.5, std=0.5)
+        >>> batch, labels = dataset.__getitems__([3, 1])
+        >>> batch.shape, batch.unique(), labels
+        (torch.Size([2, 1, 28, 28]), tensor([-1.]), tensor([3, 1]))
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, mean: float, std: float, padding: int = 0
+    ) -> None:
+        self.images, self.labels = images, labels
+        self.mean, self.std, self.padding = mean, std, padding
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images ``(batch, 1, height, width)`` float32 and labels ``(batch,)`` int64."""
+        chosen = torch.as_tensor(indices)
+        images = self.images[chosen]
+        if self.padding:
+            images = random_crop(images, self.padding)
+        pixels = images.unsqueeze(1).float().div_(255).sub_(self.mean).div_(self.std)
+        return pixels, self.labels[chosen]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One image ``(1, height, width)`` float32 and its label."""
+        images, labels = self.__getitems__([index])
+        return images[0], int(labels[0])
+
+
+def ready_batch(batch: Any) -> Any:
+    """The ``collate_fn`` for `InMemoryImages`: gives the batch back as it is.
+
+    Example:
+        >>> ready_batch((torch.zeros(1), torch.ones(1)))
+        (tensor([0.]), tensor([1.]))
+    """
+    return batch
+
+
+class MNISTDataModule(LightningDataModule):
+    """The handwritten digits of MNIST for training, validation, test and prediction.
+
+    Loaders give images ``(batch, 1, 28, 28)`` float32, normalized, and labels ``(batch,)`` int64.
+    Validation images are split off the training images, stratified by digit; the test images serve
+    for nothing but tests and predictions. A Trainer calls ``prepare_data`` and ``setup``; without a
+    Trainer the first loader does. Order and crops are drawn from torch's global generator.
+
+    Args:
+        root: Folder with ``MNIST/raw`` and ``FashionMNIST/raw`` as torchvision leaves them.
+            Default: the environment variable ``MCBN_DATA``, else ``data``.
+        batch_size: Images in a batch.
+        source: ``"full"``: 60,000 training and 10,000 test digits under ``root``, downloaded if
+            they are not there. ``"sample"``: 4,000 and 1,000 that come with the package.
+            ``"auto"``: the full set if it is there or can be downloaded in 20 seconds, otherwise
+            the sample, and a line printed that says so.
+        val_split: Share of the training images held out for validation. With 0 there is no
+            validation set, and ``val_dataloader`` returns an empty list.
+        random_crop: Whether training images are padded by 4 pixels and cropped at random.
+        num_workers: Processes that load; with 0 it is done in this process, which is fast here.
+        seed: Decides which images are held out.
+
+    Raises:
+        ValueError: An argument is out of range; or, when the images are read, a file is damaged.
+        OSError: ``source="full"``, and files are missing and cannot be downloaded or written.
+
+    Example:
+        >>> datamodule = MNISTDataModule(source="sample", val_split=0.1)
+        >>> images, labels = next(iter(datamodule.train_dataloader()))
+        >>> images.shape, labels.shape
+        (torch.Size([128, 1, 28, 28]), torch.Size([128]))
+        >>> [len(datamodule.dataset(name)) for name in ("train", "val", "test", "ood")]
+        [3600, 400, 1000, 1000]
+    """
+
+    num_channels = 1
+    num_classes = 10
+    mean = 0.1307
+    std = 0.3081
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        batch_size: int = 128,
+        *,
+        source: Literal["auto", "full", "sample"] = "auto",
+        val_split: float = 0.0,
+        random_crop: bool = True,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if source not in ("auto", "full", "sample"):
+            raise ValueError(f"source={source!r}, wanted 'auto', 'full' or 'sample'.")
+        if not 0 <= val_split < 1:
+            raise ValueError(f"val_split={val_split}, wanted a share of 0 or more and below 1.")
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r}, wanted a whole number from {least} up.")
+        self.root = Path(os.environ.get("MCBN_DATA") or "data") if root is None else Path(root)
+        self.batch_size = batch_size
+        self.source = source
+        self.val_split = val_split
+        self.random_crop = random_crop
+        self.num_workers = num_workers
+        self.seed = seed
+        self._datasets: dict[str, InMemoryImages] = {}
+        self.uses_sample = source == "sample"
+        self._obstacle = "call prepare_data() to download them"
+
+    def prepare_data(self) -> None:
+        """Downloads the full set if it is wanted and not there."""
+        if self.uses_sample or self._datasets:
+            return
+        try:
+            data.fetch_missing(self.root, data.MNIST, patient=self.source == "full")
+        except OSError as error:
+            if self.source == "full":
+                raise
+            self._obstacle = str(error)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and splits the images, once for all stages."""
+        if self._datasets:
+            return
+        missing = [] if self.uses_sample else data.missing(self.root, data.MNIST)
+        if missing and self.source == "full":
+            raise FileNotFoundError(f"{self.root / missing[0]} is missing: {self._obstacle}.")
+        if missing:
+            for name in set(data.MNIST) - set(missing):
+                data.read(self.root, name)  # a damaged file is never passed over
+            _say(f"Using the sample of 5,000 digits, MNIST's files are missing: {self._obstacle}.")
+            self.uses_sample = True
+        if self.uses_sample:
+            images, labels = (data.read(data.SHIPPED, name) for name in data.SHIPPED_MNIST)
+            train, test = slice(0, 4000), slice(4000, 5000)
+            parts = images[train], labels[train], images[test], labels[test]
+        else:
+            parts = [data.read(self.root, name) for name in data.MNIST]
+        images, labels, test_images, test_labels = parts
+        held_out = _stratified_share(labels, self.val_split, self.seed)
+        if self.val_split and not held_out.any():
+            raise ValueError(
+                f"val_split={self.val_split} holds out none of {len(labels):,} images, "
+                "wanted 0 or a larger share."
+            )
+        kept = ~held_out if self.val_split else slice(None)  # a slice copies nothing
+        self._datasets = {
+            "train": self._images(images[kept], labels[kept], padding=4 * self.random_crop),
+            "val": self._images(images[held_out], labels[held_out]),
+            "test": self._images(test_images, test_labels),
+        }
+
+    def dataset(self, name: Literal["train", "val", "test", "ood"]) -> InMemoryImages:
+        """The images behind a loader, with their raw pixels in ``images``."""
+        if not self._datasets:
+            self.prepare_data()
+            self.setup()
+        if name == "ood" and name not in self._datasets:
+            self._datasets[name] = self._images(*self._read_ood())
+        if name not in self._datasets:
+            raise ValueError(f"name={name!r}, wanted 'train', 'val', 'test' or 'ood'.")
+        return self._datasets[name]
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        """Training images in random order, cropped at random."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]] | list[Never]:
+        """Validation images; an empty list if ``val_split`` is 0, which a Trainer skips."""
+        return self._loader("val") if len(self.dataset("val")) else []
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        """Test images."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        """The test images again; their labels come along."""
+        return self._loader("test")
+
+    def ood_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        """Images that are no digits: FashionMNIST's test images, normalized as the digits are.
+
+        All 10,000 if they are under ``root`` or can be downloaded, otherwise, and with the sample
+        of the digits, the 1,000 that come with the package.
+        """
+        return self._loader("ood")
+
+    def _read_ood(self) -> tuple[Tensor, Tensor]:
+        folder, names = data.SHIPPED, data.SHIPPED_FASHION
+        if not self.uses_sample:
+            try:
+                data.fetch_missing(self.root, data.FASHION, patient=self.source == "full")
+                folder, names = self.root, data.FASHION
+            except OSError as error:
+                if self.source == "full":
+                    raise
+                _say(
+                    f"Using the sample of 1,000 images, FashionMNIST's files are missing: {error}."
+                )
+        images, labels = (data.read(folder, name) for name in names)
+        return images, labels
+
+    def _images(self, images: Tensor, labels: Tensor, padding: int = 0) -> InMemoryImages:
+        return InMemoryImages(images, labels.long(), self.mean, self.std, padding)
+
+    def _loader(
+        self, name: Literal["train", "val", "test", "ood"], shuffle: bool = False
+    ) -> DataLoader[tuple[Tensor, int]]:
+        return DataLoader(
+            self.dataset(name),
+            self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            collate_fn=ready_batch,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line)
+
+
+def _stratified_share(labels: Tensor, share: float, seed: int) -> Tensor:
+    """A mask ``(n,)``, True for that share of each label's entries."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        places = (labels == label).nonzero().squeeze(1)
+        shuffled = places[torch.randperm(len(places), generator=generator)]
+        mask[shuffled[: round(share * len(places))]] = True
+    return mask

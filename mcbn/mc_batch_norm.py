@@ -1,0 +1,406 @@
+"""The wrapper: convert a network, fit the statistics, predict."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, distributed, nn
+
+from mcbn.batches import default_inputs, draw_batches
+from mcbn.engine import Path, Plan, choose_plan, predict
+from mcbn.layers import MCLayer, MiniBatch, convert_batch_norm, mc_layers, run_with
+from mcbn.tree import tensors_of, tree_map
+
+_DETERMINISTIC: ContextVar[bool] = ContextVar("mcbn_deterministic", default=False)
+
+# Measured on two cores: activations beyond this leave the cache. On a GPU launches are what costs.
+_CHUNK_BYTES_CPU = 8 << 20
+_CHUNK_BYTES_ELSEWHERE = 1 << 30
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class MCBatchNorm(nn.Module):
+    r"""Monte Carlo Batch Normalization of a trained network.
+
+    In evaluation mode ``mc(x)`` returns :math:`S` samples of the prediction: every tensor of the
+    network's output gains a leading axis, ``(num_estimators, batch, …)``. Sample :math:`s`
+    normalizes with the mean and the variance of :math:`M` random training examples, as each step
+    of the training did (Teye, Azizpour and Smith, ICML 2018, Algorithm 1):
+
+    .. math::
+
+        \hat y_s = f(x;\, \theta, \mu_s, \sigma^2_s), \qquad
+        p(y \mid x) \approx \frac{1}{S} \sum_{s=1}^{S} p(y \mid \hat y_s).
+
+    In training mode it is the plain network. The statistics are those of the weights that
+    :meth:`fit` saw: after more training, fit again.
+
+    Args:
+        model: A network with at least one batch norm layer (``BatchNorm1d``, ``2d``, ``3d``,
+            ``SyncBatchNorm``, a lazy one or a subclass). It is copied, and left as it is.
+        num_estimators: :math:`S`, the number of samples.
+        convert: Copy the model and convert its batch norm layers. ``False`` uses ``model`` itself,
+            with layers that :func:`mcbn.layers.convert_batch_norm` has converted.
+        mc_batch_size: :math:`M`, the number of training examples in each mini-batch. The paper
+            takes the batch size of the training; a smaller one spreads the samples wider.
+        correction: ``0`` for the variance that batch norm trains with (divided by :math:`n`), ``1``
+            for the unbiased one, that other implementations use.
+        momentum: Weight of the mini-batch against the trained running statistics. ``1.0`` replaces
+            them, as the authors' code does; ``0.1`` blends as a training step would, and shrinks
+            the spread of the means to a tenth.
+        path: How estimators are run; ``"auto"`` lets :meth:`fit` find out (see
+            :mod:`mcbn.engine`), ``"loop"`` is one plain forward pass after another.
+        chunk_bytes: At most so many bytes for the largest activation of the estimators that run at
+            once. By default 8 MiB on a CPU and 1 GiB elsewhere.
+
+    Raises:
+        TypeError: ``model`` is no module, or a number is of the wrong type.
+        ValueError: ``model`` has no batch norm layer, or a number is out of range.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+        >>> train_set = TensorDataset(torch.randn(100, 2), torch.zeros(100))
+        >>> mc = MCBatchNorm(model, num_estimators=16, mc_batch_size=32)
+        >>> mc.fit(DataLoader(train_set)).eval()(torch.randn(5, 2)).shape
+        torch.Size([16, 5, 3])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_estimators: int = 16,
+        convert: bool = True,
+        mc_batch_size: int = 32,
+        *,
+        correction: int = 0,
+        momentum: float = 1.0,
+        path: Path | Literal["auto"] = "auto",
+        chunk_bytes: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module.")
+        _check_count("num_estimators", num_estimators)
+        _check_count("mc_batch_size", mc_batch_size)
+        if chunk_bytes is not None:
+            _check_count("chunk_bytes", chunk_bytes)
+        if correction not in (0, 1):
+            raise ValueError(f"correction={correction!r}; it is 0 (biased) or 1 (unbiased).")
+        if not isinstance(momentum, int | float) or not 0 < momentum <= 1:
+            raise ValueError(f"momentum={momentum!r}; it must be above 0 and at most 1.")
+        if path not in ("auto", "vmap", "shared", "loop"):
+            raise ValueError(f"path={path!r}; it is 'auto', 'vmap', 'shared' or 'loop'.")
+        self.num_estimators = num_estimators
+        self.mc_batch_size = mc_batch_size
+        self.correction = correction
+        self.momentum = momentum
+        self.path = path
+        self.chunk_bytes = chunk_bytes
+        if convert:
+            model = convert_batch_norm(copy.deepcopy(model), num_estimators)
+        self.model = model
+        layers = mc_layers(model)
+        if not layers:
+            wanted = "batch norm layer" if convert else "converted layer (use convert=True)"
+            raise ValueError(f"{type(model).__name__} has no {wanted}, so there is nothing to draw.")
+        for name, layer in layers.items():
+            if momentum < 1 and not layer.track_running_stats:
+                raise ValueError(
+                    f"momentum={momentum} blends into the running statistics, but layer {name!r} "
+                    "keeps none; use momentum=1.0."
+                )
+            if layer.num_estimators != num_estimators:
+                raise ValueError(
+                    f"num_estimators={num_estimators}, but layer {name!r} was converted for "
+                    f"{layer.num_estimators}; use the same number, or convert=True."
+                )
+        self._plan: Plan | None = None
+        self.train(model.training)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether every batch norm layer holds statistics."""
+        return all(layer.mc_mean is not None for layer in mc_layers(self.model).values())
+
+    def fit(
+        self,
+        data: Iterable[Any],
+        *,
+        generator: torch.Generator | None = None,
+        input_fn: Callable[[Any], Any] | None = None,
+    ) -> MCBatchNorm:
+        """Draw the statistics of every estimator, and return the wrapper.
+
+        Dropout and everything but batch norm run in evaluation mode; afterwards every module is in
+        the mode in which it was. If anything fails, the former statistics stay in force. In a
+        distributed run every process must call it, and all get the statistics of the first.
+
+        Args:
+            data: A DataLoader over the training set: each estimator gets ``mc_batch_size`` examples
+                of its dataset, drawn independently and without replacement, through the loader's
+                transforms and ``collate_fn``. Or any iterable of batches: each estimator gets one,
+                in order.
+            generator: Source of the draws (on the CPU). With one, PyTorch's global random state
+                is left as it is; without one, it seeds the draws.
+            input_fn: Picks the network's inputs from a batch: a tensor, a tuple of positional or
+                a dict of keyword arguments. By default the first part of the batch.
+
+        Raises:
+            TypeError: ``data`` is not iterable, or a batch holds no tensor.
+            ValueError: There are too few examples or batches, a layer sees one value a channel, or
+                a statistic is not finite.
+        """
+        drawn, inputs = self._draw(data, self.num_estimators, generator, input_fn)
+        former = {layer: (layer.mc_mean, layer.mc_var) for layer in drawn}
+        _set_statistics(drawn)
+        try:
+            with _evaluation_mode(self.model):
+                self._plan = choose_plan(
+                    self.model, self.num_estimators, self.path, *_two_examples(*inputs)
+                )
+        except BaseException:
+            _set_statistics(former)
+            raise
+        return self
+
+    def resample(
+        self,
+        data: Iterable[Any],
+        estimators: Iterable[int],
+        *,
+        generator: torch.Generator | None = None,
+        input_fn: Callable[[Any], Any] | None = None,
+    ) -> MCBatchNorm:
+        """Draw the statistics of some estimators again, and keep those of the others.
+
+        The paper draws afresh for every prediction; redrawing one estimator after each prediction
+        comes near to that at a fraction of the cost of a :meth:`fit`.
+
+        Args:
+            data: As in :meth:`fit`.
+            estimators: Their indices.
+            generator: As in :meth:`fit`.
+            input_fn: As in :meth:`fit`.
+
+        Raises:
+            IndexError: An index is out of range.
+            RuntimeError: There are no statistics yet.
+            ValueError: As in :meth:`fit`.
+        """
+        self._check_fitted()
+        chosen = list(estimators)
+        for index in chosen:
+            if not 0 <= index < self.num_estimators:
+                raise IndexError(
+                    f"estimator {index} was asked for, but there are num_estimators="
+                    f"{self.num_estimators}: 0 to {self.num_estimators - 1}."
+                )
+        drawn, _ = self._draw(data, len(chosen), generator, input_fn)
+        for layer, (mean, var) in drawn.items():
+            layer.check_call(mean.shape[1] - 1)
+            index = torch.tensor(chosen, device=mean.device)
+            layer.mc_mean = layer.mc_mean.index_copy(0, index, mean)
+            layer.mc_var = layer.mc_var.index_copy(0, index, var)
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The plain network in training mode, ``num_estimators`` samples in evaluation mode.
+
+        Raises:
+            RuntimeError: In evaluation mode, before :meth:`fit`.
+        """
+        if self.training or _DETERMINISTIC.get():
+            return self.model(*args, **kwargs)
+        self._check_fitted()
+        if torch.compiler.is_compiling():
+            # A compiler sees one simple loop, and shares and fuses by itself.
+            return predict(self.model, self.num_estimators, Plan("loop"), 0, args, kwargs)
+        if self._plan is None:
+            self._plan = choose_plan(self.model, self.num_estimators, self.path, args, kwargs)
+        budget = self.chunk_bytes or _chunk_bytes(args, kwargs)
+        return predict(self.model, self.num_estimators, self._plan, budget, args, kwargs)
+
+    @contextmanager
+    def deterministic(self) -> Iterator[None]:
+        """Within this context the wrapper is the plain network, without an estimator axis."""
+        token = _DETERMINISTIC.set(True)
+        try:
+            yield
+        finally:
+            _DETERMINISTIC.reset(token)
+
+    def extra_repr(self) -> str:
+        state = "not fitted" if not self.fitted else f"path={self._plan.path}" if self._plan else ""
+        parts = (f"num_estimators={self.num_estimators}", f"mc_batch_size={self.mc_batch_size}")
+        return ", ".join((*parts, state)).rstrip(", ")
+
+    def _check_fitted(self) -> None:
+        if not self.fitted:
+            raise RuntimeError(
+                "MCBatchNorm holds no statistics yet; call fit(train_dataloader) first."
+            )
+
+    @torch.no_grad()
+    def _draw(
+        self,
+        data: Iterable[Any],
+        count: int,
+        generator: torch.Generator | None,
+        input_fn: Callable[[Any], Any] | None,
+    ) -> tuple[dict[MCLayer, tuple[Tensor, Tensor]], Call]:
+        """Run ``count`` mini-batches: the statistics of each layer, and the last one's inputs."""
+        draws: list[dict[MCLayer, list[tuple[Tensor, Tensor]]]] = []
+        inputs: Call = ((), {})
+        with _evaluation_mode(self.model), _seeded(generator) as drawing:
+            batches = draw_batches(data, count, self.mc_batch_size, drawing)
+            for batch in _with_progress(batches, count):
+                inputs = self._inputs(batch, input_fn)
+                mini_batch = MiniBatch(self.correction)
+                with run_with(mini_batch):
+                    self.model(*inputs[0], **inputs[1])
+                draws.append(mini_batch.statistics)
+        drawn = {}
+        for name, layer in mc_layers(self.model).items():
+            mean, var = self._stacked(name, layer, [draw.get(layer, []) for draw in draws])
+            if distributed.is_available() and distributed.is_initialized():
+                distributed.broadcast(mean, src=0)
+                distributed.broadcast(var, src=0)
+            drawn[layer] = mean, var
+        return drawn, inputs
+
+    def _inputs(self, batch: Any, input_fn: Callable[[Any], Any] | None) -> Call:
+        """What the network is called with for this batch, on the network's device."""
+        chosen = (input_fn or default_inputs)(batch)
+        if not tensors_of(chosen):
+            raise TypeError(
+                f"the inputs found in a batch are a {type(chosen).__name__} without a tensor; pass "
+                "input_fn=, a function from a batch to the network's inputs."
+            )
+        parameter = next(self.model.parameters(), None)
+        if parameter is not None:
+            chosen = tree_map(lambda t: t.to(parameter.device), chosen)
+        if type(chosen) is tuple:
+            return chosen, {}
+        if type(chosen) is dict:
+            return (), chosen
+        return (chosen,), {}
+
+    def _stacked(
+        self, name: str, layer: MCLayer, draws: list[list[tuple[Tensor, Tensor]]]
+    ) -> tuple[Tensor, Tensor]:
+        """The means and variances of a layer's draws, ``(num_draws, num_calls, num_features)``."""
+        num_calls = max(map(len, draws))
+        if num_calls == 0:
+            like = torch.empty(0) if layer.weight is None else layer.weight
+            nothing = like.new_empty(len(draws), 0, layer.num_features)
+            return nothing, nothing.clone()
+        missed = sum(len(draw) < num_calls for draw in draws)
+        if missed:
+            if not layer.track_running_stats:
+                raise ValueError(
+                    f"{missed} of {len(draws)} mini-batches did not reach layer {name!r}, which has "
+                    "no running statistics to take their place; use a larger mc_batch_size."
+                )
+            warnings.warn(
+                f"{missed} of {len(draws)} mini-batches did not reach layer {name!r}; their "
+                "estimators use its trained running statistics there.",
+                stacklevel=4,
+            )
+        trained = (layer.running_mean, layer.running_var)
+        rows = [[*draw, *[trained] * (num_calls - len(draw))] for draw in draws]
+        mean, var = (
+            torch.stack([torch.stack([call[part] for call in row]) for row in rows])
+            for part in (0, 1)
+        )
+        if not (mean.isfinite().all() and var.isfinite().all()):
+            raise ValueError(
+                f"the mean or the variance that layer {name!r} saw is not finite; look for NaN and "
+                "infinite values in the training data and in the network's weights."
+            )
+        if self.momentum < 1:
+            mean = torch.lerp(layer.running_mean.to(mean.dtype), mean, self.momentum)
+            var = torch.lerp(layer.running_var.to(var.dtype), var, self.momentum)
+        return mean, var
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._plan = None  # found for other statistics
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; pass an integer.")
+    if value < 1:
+        raise ValueError(f"{name}={value}; it must be at least 1.")
+
+
+def _set_statistics(statistics: Mapping[MCLayer, tuple[Tensor | None, Tensor | None]]) -> None:
+    for layer, (mean, var) in statistics.items():
+        layer.mc_mean, layer.mc_var = mean, var
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, and afterwards in the mode in which it was."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+@contextmanager
+def _seeded(generator: torch.Generator | None) -> Iterator[torch.Generator]:
+    """A generator for the draws, with PyTorch's global one put aside and seeded from it."""
+    if generator is None:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    elif not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+        raise TypeError(f"generator={generator!r}; pass a torch.Generator of the CPU.")
+    with torch.random.fork_rng(devices=[]):
+        # What the training transforms draw is part of the draw.
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        yield generator
+
+
+def _two_examples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """The first two examples of a batch, where it is plain which axis they are on."""
+    sizes = {t.shape[0] if t.dim() else 0 for t in tensors_of((args, kwargs))}
+    if len(sizes) == 1 and min(sizes) > 2:
+        return tree_map(lambda t: t[:2], (args, kwargs))
+    return args, kwargs
+
+
+def _chunk_bytes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    devices = {t.device.type for t in tensors_of((args, kwargs))}
+    return _CHUNK_BYTES_CPU if devices <= {"cpu"} else _CHUNK_BYTES_ELSEWHERE
+
+
+def _with_progress(batches: Iterator[Any], count: int) -> Iterator[Any]:
+    """Show a progress bar, on a terminal, from the moment that it is worth one."""
+    start = time.monotonic()
+    done = 0
+    for batch in batches:
+        yield batch
+        done += 1
+        if time.monotonic() - start > 2 and done < count and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import track
+
+            console = Console(stderr=True)
+            yield from track(
+                batches, "Fitting MCBN", total=count, completed=done, console=console, transient=True
+            )

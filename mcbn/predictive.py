@@ -1,0 +1,201 @@
+"""From the outputs of several estimators to one prediction and its uncertainty.
+
+Pure functions of tensors; the estimator axis comes first. They look at shapes, never at values, so
+they can be compiled and differentiated and never wait for the device: NaN in, NaN out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ClassificationSummary(NamedTuple):
+    """What several estimators say together about each image.
+
+    Attributes:
+        probs: Mean of the estimators' probabilities, ``(batch, classes)``.
+        label: Class with the highest mean probability, ``(batch,)``.
+        confidence: That probability, ``(batch,)``.
+        entropy: Entropy of the mean probabilities, the total uncertainty, in nats, ``(batch,)``.
+        mutual_information: The part of it that comes from the estimators disagreeing, ``(batch,)``.
+    """
+
+    probs: Tensor
+    label: Tensor
+    confidence: Tensor
+    entropy: Tensor
+    mutual_information: Tensor
+
+
+class RegressionSummary(NamedTuple):
+    """What several estimators say together about each target; every field is ``(batch, …)``.
+
+    Attributes:
+        mean: Mean of the predictions.
+        epistemic_variance: Biased variance of the predictions over the estimators.
+        total_variance: The same plus the variance of the noise.
+    """
+
+    mean: Tensor
+    epistemic_variance: Tensor
+    total_variance: Tensor
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Softmax over the last axis, ``(…, classes)``; half precision gives float32.
+
+    Raises:
+        ValueError: If the logits are not floating point or have no class.
+
+    Example:
+        >>> probabilities(torch.zeros(2, 4))[0]
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    _check(logits, "logits", "(…, classes)", logits.ndim >= 1)
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def mean_probs(logits: Tensor) -> Tensor:
+    """The predictive distribution ``(batch, classes)``: the mean of the estimators' softmaxes.
+
+    It is the mean of the probabilities, not the softmax of the mean logits.
+
+    Args:
+        logits: ``(num_estimators, batch, classes)``, or ``(batch, classes)`` of a plain network.
+
+    Raises:
+        ValueError: If the shape is another one or the logits are not floating point.
+
+    Example:
+        >>> mean_probs(torch.tensor([[[0.0, 20.0]], [[0.0, 0.0]]]))
+        tensor([[0.2500, 0.7500]])
+    """
+    return probabilities(_with_estimators(logits)).mean(0)
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Entropy in nats of each distribution, ``(…, classes)`` to ``(…,)``; 0·log 0 counts as 0.
+
+    Raises:
+        ValueError: If the probabilities are not floating point or have no class.
+
+    Example:
+        >>> entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
+        tensor([0.6931, 0.0000])
+    """
+    _check(probs, "probabilities", "(…, classes)", probs.ndim >= 1)
+    return torch.special.entr(probs).sum(-1)
+
+
+def mutual_information(probs: Tensor) -> Tensor:
+    """Information in nats between the class and the choice of the estimator, ``(batch,)``.
+
+    The entropy of the mean minus the mean of the entropies: 0 where all estimators agree, at most
+    ``log(num_estimators)`` (Houlsby et al., *Bayesian active learning*, 2011, Eq. 2). Rounding may
+    take the difference below 0; it is raised to 0.
+
+    Args:
+        probs: Probabilities, not logits, ``(num_estimators, batch, classes)``.
+
+    Raises:
+        ValueError: If the shape is another one or the probabilities are not floating point.
+
+    Example:
+        >>> agree = torch.tensor([[[0.9, 0.1]], [[0.9, 0.1]]])
+        >>> disagree = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+        >>> mutual_information(torch.cat([agree, disagree], dim=1))
+        tensor([0.0000, 0.6931])
+    """
+    _check(probs, "probabilities", "(num_estimators, batch, classes)", probs.ndim == 3)
+    return (entropy(probs.mean(0)) - entropy(probs).mean(0)).clamp(min=0)
+
+
+def disagreement(probs: Tensor) -> Tensor:
+    """Share of the pairs of estimators that predict different classes, ``(batch,)``.
+
+    A single estimator has no pair, and 0 disagreement.
+
+    Args:
+        probs: Probabilities or logits, ``(num_estimators, batch, classes)``.
+
+    Raises:
+        ValueError: If the shape is another one or the probabilities are not floating point.
+
+    Example:
+        >>> disagreement(torch.tensor([[[0.9, 0.1]], [[0.6, 0.4]], [[0.2, 0.8]]]))
+        tensor([0.6667])
+    """
+    _check(probs, "probabilities", "(num_estimators, batch, classes)", probs.ndim == 3)
+    size, votes = len(probs), probs.argmax(-1).T
+    # Counting the votes of each class keeps the memory at (batch, classes), free of size².
+    counts = torch.zeros_like(probs[0], dtype=torch.long)
+    counts.scatter_add_(1, votes, torch.ones_like(votes))
+    return (size**2 - counts.square().sum(-1)) / max(size * (size - 1), 1)
+
+
+def summarise_classification(logits: Tensor) -> ClassificationSummary:
+    """Mean probabilities, label, confidence and the two uncertainties of each image.
+
+    Args:
+        logits: ``(num_estimators, batch, classes)``, or ``(batch, classes)`` of a plain network,
+            whose mutual information is 0.
+
+    Raises:
+        ValueError: If the shape is another one or the logits are not floating point.
+
+    Example:
+        >>> summary = summarise_classification(torch.tensor([[[0.0, 20.0]], [[0.0, 0.0]]]))
+        >>> summary.label, summary.confidence
+        (tensor([1]), tensor([0.7500]))
+    """
+    probs = probabilities(_with_estimators(logits))
+    mean = probs.mean(0)
+    confidence, label = mean.max(-1)
+    return ClassificationSummary(mean, label, confidence, entropy(mean), mutual_information(probs))
+
+
+def summarise_regression(
+    predictions: Tensor, noise_variance: float | Tensor = 0.0
+) -> RegressionSummary:
+    """Mean and variance of the predictive distribution of each target.
+
+    The variance over the estimators is the biased one and the noise adds to it, as in Teye et al.,
+    *Bayesian Uncertainty Estimation for Batch Normalized Deep Networks*, 2018, with
+    ``noise_variance = 1 / tau``.
+
+    Args:
+        predictions: ``(num_estimators, batch, …)``.
+        noise_variance: Variance of the observation noise, in the squared unit of the target; a
+            tensor must broadcast to ``(batch, …)``.
+
+    Raises:
+        ValueError: If the shape is another one, the predictions are not floating point, or the
+            noise variance is a negative number.
+
+    Example:
+        >>> summarise_regression(torch.tensor([[1.0], [3.0]]), noise_variance=0.5)[1:]
+        (tensor([1.]), tensor([1.5000]))
+    """
+    _check(predictions, "predictions", "(num_estimators, batch, …)", predictions.ndim >= 2)
+    if not isinstance(noise_variance, Tensor) and not noise_variance >= 0:
+        raise ValueError(f"Given noise_variance={noise_variance}, wanted a number from 0 up.")
+    variance, mean = torch.var_mean(predictions, dim=0, correction=0)
+    return RegressionSummary(mean, variance, variance + noise_variance)
+
+
+def _with_estimators(logits: Tensor) -> Tensor:
+    """Give the ``(batch, classes)`` of a plain network an estimator axis of length 1."""
+    axes = "(batch, classes) or (num_estimators, batch, classes)"
+    _check(logits, "logits", axes, logits.ndim in (2, 3))
+    return logits if logits.ndim == 3 else logits[None]
+
+
+def _check(values: Tensor, name: str, axes: str, fits: bool) -> None:
+    if not (fits and values.is_floating_point() and values.numel()):
+        raise ValueError(
+            f"Given {name} of type {values.dtype} and shape {tuple(values.shape)}, "
+            f"wanted floating point {name} of shape {axes}, no axis empty."
+        )

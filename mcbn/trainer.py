@@ -1,0 +1,259 @@
+"""Lightning's Trainer, quiet, with its results as tables for terminals, notebooks and pages."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from html import escape
+from io import StringIO
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+from rich import box, get_console
+from rich import table as rich_table
+from rich.console import Console, ConsoleOptions, RenderResult
+from torch import nn
+
+Results = Sequence[Mapping[str, float]]
+
+_CAPTIONS = {
+    "cls": "Classification",
+    "cal": "Calibration",
+    "sc": "Selective classification",
+    "cplx": "Complexity",
+}
+
+
+def _percentage(value: float) -> str:
+    return f"{100 * value:.{2 if value >= 0.1 else 3}f} %"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _count(value: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:.0f}"
+
+
+# In the order of the rows; a metric that is not here is a number, and comes last.
+_FORMATS = {
+    "Acc": _percentage,
+    "Brier": _number,
+    "Entropy": _number,
+    "NLL": _number,
+    "MI": _number,
+    "Disagreement": _percentage,
+    "ECE": _percentage,
+    "aECE": _percentage,
+    "MCE": _percentage,
+    "AUGRC": _percentage,
+    "AURC": _percentage,
+    "Cov@5Risk": _percentage,
+    "Risk@80Cov": _percentage,
+    "flops": _count,
+    "params": _count,
+}
+
+
+class Table(NamedTuple):
+    """A caption, the columns' names, and rows of as many cells, the first of which names the row."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Tables:
+    """Tables that show themselves where they are: as text in a terminal, as HTML on a page.
+
+    Example:
+        >>> print(Tables([Table("Digits", ("Digit", "Images"), [("0", "980")])]))
+               Digits
+        ┏━━━━━━━┳━━━━━━━━┓
+        ┃ Digit ┃ Images ┃
+        ┡━━━━━━━╇━━━━━━━━┩
+        │ 0     │    980 │
+        └───────┴────────┘
+        <BLANKLINE>
+    """
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self.tables = tables
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for caption, header, rows in self.tables:
+            drawn = rich_table.Table(title=caption, title_style="bold")
+            for i, name in enumerate(header):
+                drawn.add_column(name, justify="right" if i else "left", no_wrap=True)
+            for row in rows:
+                drawn.add_row(*row)
+            yield drawn
+
+    def __str__(self) -> str:
+        console = Console(file=StringIO(), width=100, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+    def _repr_html_(self) -> str:
+        return f'<div class="mcbn-results">{"".join(map(_html, self.tables))}</div>'
+
+
+def _html(table: Table) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for name, *cells in table.rows
+    )
+    return (
+        f"<table><caption>{escape(table.caption)}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+class ResultTables(Tables):
+    """What ``Trainer.test`` measured, one table for each kind of metric.
+
+    Args:
+        results: What ``Trainer.test`` returned; or several such, by name, to be put side by side.
+
+    Example:
+        >>> plain = [{"test/cls/Acc": 0.9716, "test/cplx/flops": 72.1e6}]
+        >>> mcbn = [{"test/cls/Acc": 0.9731, "test/cplx/flops": 487.0e6}]
+        >>> ResultTables({"plain": plain, "MCBN": mcbn}).tables[0].rows
+        [['Acc', '97.16 %', '97.31 %']]
+    """
+
+    def __init__(self, results: Results | Mapping[str, Results]) -> None:
+        named = results if isinstance(results, Mapping) else {"Value": results}
+        columns = [dict(ChainMap(*map(dict, result))) for result in named.values()]
+        groups: dict[str, list[tuple[str, str]]] = {group: [] for group in _CAPTIONS}
+        for key in dict.fromkeys(key for column in columns for key in column):
+            *_, group, metric = f"Other/{key}".split("/")
+            groups.setdefault(group, []).append((metric, key))
+        super().__init__(
+            [
+                Table(
+                    _CAPTIONS.get(group, group),
+                    ["Metric", *named],
+                    [
+                        [metric, *(_cell(metric, column.get(key)) for column in columns)]
+                        for metric, key in sorted(rows, key=lambda row: _rank(row[0]))
+                    ],
+                )
+                for group, rows in groups.items()
+                if rows
+            ]
+        )
+
+
+def _rank(metric: str) -> int:
+    return [*_FORMATS, metric].index(metric)
+
+
+def _cell(metric: str, value: float | None) -> str:
+    return "–" if value is None else _FORMATS.get(metric, _number)(value)
+
+
+def _summary(model: nn.Module) -> Tables:
+    """The modules right under a network and how many parameters each has."""
+    def size(module: nn.Module) -> str:
+        return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
+
+    rows = [
+        (f"{name}: {type(module).__name__}", size(module)) for name, module in model.named_children()
+    ]
+    total = (f"{type(model).__name__}, all in all", size(model))
+    return Tables([Table("Model", ("Module", "Parameters"), [*rows, total])])
+
+
+class _ShowSummary(pl.Callback):
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            get_console().print(_summary(getattr(pl_module, "model", pl_module)))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's notices off; its warnings stay, but for three that tell the caller nothing."""
+    with ExitStack() as undo:
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logger = logging.getLogger(name)
+            undo.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.WARNING)
+        undo.enter_context(warnings.catch_warnings())
+        # Images in memory load faster without workers.
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+        # Who says accelerator="cpu" knows.
+        warnings.filterwarnings("ignore", message="GPU available but not used")
+        # Lightning's own use of torch.
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        yield
+
+
+class Trainer(pl.Trainer):
+    """Lightning's Trainer that shows a model summary, the results of a test, and nothing else.
+
+    Progress bar, logger, checkpoints and Lightning's sanity check are off unless asked for.
+
+    Args:
+        enable_model_summary: Show the network's modules and parameters when a training begins.
+        kwargs: Lightning's own.
+
+    Example:
+        >>> trainer = Trainer(max_steps=938)
+        >>> trainer.loggers
+        []
+    """
+
+    def __init__(self, *, enable_model_summary: bool = True, **kwargs: Any) -> None:
+        defaults = {
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "num_sanity_val_steps": 0,
+        }
+        with _quiet():
+            super().__init__(enable_model_summary=False, **(defaults | kwargs))
+        if enable_model_summary:
+            self.callbacks.append(_ShowSummary())
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's."""
+        with _quiet():
+            super().fit(*args, **kwargs)
+
+    def validate(self, *args: Any, **kwargs: Any) -> Any:
+        """As Lightning's."""
+        with _quiet():
+            return super().validate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As Lightning's."""
+        with _quiet():
+            return super().predict(*args, **kwargs)
+
+    def test(
+        self,
+        model: pl.LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: Any = None,
+        verbose: bool = True,
+        datamodule: pl.LightningDataModule | None = None,
+        **kwargs: Any,
+    ) -> list[Mapping[str, float]]:
+        """As Lightning's; a verbose test prints :class:`ResultTables`, in one process only."""
+        with _quiet():
+            results = super().test(model, dataloaders, ckpt_path, False, datamodule, **kwargs)
+        if verbose and self.is_global_zero:
+            get_console().print(ResultTables(results))
+        return list(results)
