@@ -29,8 +29,8 @@ def draw_batches(
         return
     if not isinstance(data, Iterable):
         raise TypeError(
-            f"fit got a {type(data).__name__}, which cannot be iterated over; pass a DataLoader over "
-            "the training set, or an iterable of batches."
+            f"fit got a {type(data).__name__}, which cannot be iterated over; pass a DataLoader "
+            "over the training set, or an iterable of batches."
         )
     found = 0
     for batch in data:

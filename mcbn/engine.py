@@ -7,9 +7,9 @@ Three things follow, and they are all that is done here:
   :class:`_Shared` computes it once.
 * A maximum can be taken before a scale and a shift as well as after, if the sign of the scale is
   known, and it is that of the layer's weight: :class:`Pending` lets a max-pooling go first.
-* ``torch.vmap`` runs several estimators as one. Where tensors are small, this saves the time of
-  launching operations; where they are large, it saves nothing, and one estimator after another in
-  native batch norm is the fastest.
+* Several estimators can run as one, which saves the time of launching operations where tensors are
+  small: folded into the batch axis, as so many more examples, where a network treats each example
+  by itself; or under ``torch.vmap``, which is slower but right for any network that it can run.
 
 What runs is the network's own ``forward``, whatever it does. :func:`choose_plan` compares these
 ways with the plain loop once, and does without them where they are not possible or not right.
@@ -19,19 +19,24 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from mcbn.layers import MCLayer, current_normalizer, run_with
 from mcbn.tree import tensors_of, tree_map
 
-Path = Literal["vmap", "shared", "loop"]
+Path = Literal["fold", "vmap", "shared", "loop"]
+
+# Below so many bytes, letting a max-pooling go first takes longer than it saves.
+_WORTH_PENDING = 3 << 17
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,9 @@ class Plan:
     """How a network is run.
 
     Attributes:
-        path: ``"vmap"``, several estimators at a time; ``"shared"``, one at a time, with what they
-            share computed once; ``"loop"``, one full forward pass an estimator.
+        path: ``"fold"`` and ``"vmap"``, several estimators at a time, in the batch axis or under
+            vmap; ``"shared"``, one at a time; all these compute once what estimators share.
+            ``"loop"``, one full forward pass an estimator.
         growth: Bytes of the largest normalized activation, for each byte of input.
     """
 
@@ -51,10 +57,16 @@ class Plan:
 # --- What the layers are given ---------------------------------------------------------------
 
 
-class _Run(ABC):
-    """One run of the network."""
+Affine = dict[MCLayer, tuple[Tensor, Tensor]]
 
-    def __init__(self, shared: _Shared | None) -> None:
+
+class _Run(ABC):
+    """One run of the network, for some of the estimators."""
+
+    folded = 1  # how many of them a tensor holds
+
+    def __init__(self, count: int, shared: _Shared | None) -> None:
+        self.count = count
         self.shared = shared
         self.calls: dict[MCLayer, int] = {}
 
@@ -63,16 +75,20 @@ class _Run(ABC):
         self.calls[layer] = call + 1
         if self.shared is None:
             return self.finish(layer, call, x, None)
-        x = x.finish() if isinstance(x, Pending) else x
+        x = _finish(x)
+        if self.count * x.nbytes < _WORTH_PENDING and not self.shared.replays:
+            return self.finish(layer, call, x, None)
         return self.shared.once(layer, lambda: Pending(x, layer, call))
 
     def finish(self, layer: MCLayer, call: int, x: Tensor, sign: Tensor | None) -> Tensor:
         """Scale and shift ``x``, that has been multiplied by ``sign``."""
-        if self.shared is not None:
-            self.shared.open = False
-            self.shared.largest = max(self.shared.largest, x.numel() * x.element_size())
         layer.check_call(call)
-        return self.normalized(layer, call, x, sign)
+        if self.shared is None:
+            return self.normalized(layer, call, x, sign)
+        self.shared.open = False
+        y = self.normalized(layer, call, x, sign)
+        self.shared.largest = max(self.shared.largest, y.nbytes // self.folded)
+        return y
 
     @abstractmethod
     def normalized(self, layer: MCLayer, call: int, x: Tensor, sign: Tensor | None) -> Tensor: ...
@@ -82,7 +98,7 @@ class _One(_Run):
     """One estimator, in native batch norm."""
 
     def __init__(self, estimator: int, shared: _Shared | None) -> None:
-        super().__init__(shared)
+        super().__init__(1, shared)
         self.estimator = estimator
 
     def normalized(self, layer: MCLayer, call: int, x: Tensor, sign: Tensor | None) -> Tensor:
@@ -93,23 +109,65 @@ class _One(_Run):
         return F.batch_norm(x, mean, var, weight, layer.bias, False, 0.0, layer.eps)
 
 
-class _Several(_Run):
+class _Mapped(_Run):
     """Several estimators under vmap: their scales and shifts carry the axis that it maps over."""
 
-    def __init__(self, affine: dict[MCLayer, tuple[Tensor, Tensor]], shared: _Shared | None) -> None:
-        super().__init__(shared)
+    def __init__(self, affine: Affine, count: int, shared: _Shared | None) -> None:
+        super().__init__(count, shared)
         self.affine = affine
 
     def normalized(self, layer: MCLayer, call: int, x: Tensor, sign: Tensor | None) -> Tensor:
-        scale, shift = (values[call] for values in self.affine[layer])
-        if sign is not None:
-            scale = scale * sign
-        shape = (-1, *[1] * (x.dim() - 2))
-        # In the precision of the statistics, as native batch norm does it.
-        return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(x.dtype)
+        scale, shift = self.affine[layer]
+        return _scaled(x, scale[call], shift[call], sign, x.dim() - 2)
+
+
+class _Folded(_Run):
+    """Several estimators in the batch axis: estimator 0's examples, estimator 1's, and so on."""
+
+    def __init__(self, affine: Affine, count: int, shared: _Shared | None) -> None:
+        super().__init__(count, shared)
+        self.affine = affine
+        self.folded = count
+        self.batch = 0
+
+    def normalized(self, layer: MCLayer, call: int, x: Tensor, sign: Tensor | None) -> Tensor:
+        scale, shift = self.affine[layer]
+        self.batch = self.batch or x.shape[0]
+        y = x.unsqueeze(0) if x.shape[0] == self.batch else self.unfold(x)
+        scale, shift = scale[:, None, call], shift[:, None, call]
+        return _scaled(y, scale, shift, sign, x.dim() - 2).flatten(0, 1)
+
+    def unfold(self, output: Tensor) -> Tensor:
+        """Give a tensor of the network its estimator axis."""
+        if output.shape[0] == self.batch:  # it does not depend on the estimator
+            return output.expand(self.count, *output.shape)
+        return output.unflatten(0, (self.count, self.batch))
+
+
+def _scaled(
+    x: Tensor, scale: Tensor, shift: Tensor, sign: Tensor | None, num_trailing: int
+) -> Tensor:
+    """Scale and shift, in the precision of the statistics, as native batch norm does."""
+    if sign is not None:
+        scale = scale * sign
+    shape = (*scale.shape, *[1] * num_trailing)
+    # A third of the time of torch.addcmul, on a CPU and broadcast like this.
+    return (x * scale.view(shape)).add_(shift.view(shape)).to(x.dtype)
 
 
 # --- Sharing ---------------------------------------------------------------------------------
+
+
+# With these a network lets values decide what it does.
+_READS_VALUES = {
+    Tensor.__bool__,
+    Tensor.__int__,
+    Tensor.__float__,
+    Tensor.__index__,
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.numpy,
+}
 
 
 class _Shared(TorchFunctionMode):
@@ -119,10 +177,12 @@ class _Shared(TorchFunctionMode):
     hands them out again, in the same order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, replays: bool = True) -> None:
         super().__init__()
-        self.open = True
-        self.largest = 0  # bytes of the largest activation that was scaled and shifted
+        self.replays = replays
+        self.open = replays
+        self.reads_values = False
+        self.largest = 0  # bytes of one estimator's largest normalized activation
         self.log: list[tuple[Any, Any]] = []
         self.position = 0
 
@@ -140,10 +200,15 @@ class _Shared(TorchFunctionMode):
         return result
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not self.open and self.position >= len(self.log):
+        self.reads_values |= func in _READS_VALUES
+        if not self.open and self.position == len(self.log):
             return func(*args, **kwargs)
         return self.once(func, lambda: func(*args, **kwargs))
 
@@ -161,14 +226,8 @@ _ACTIVATIONS = {
     Tensor.relu_: F.relu,
 }
 _IN_PLACE = {F.relu_, torch.relu_, Tensor.relu_}
-_POOLS = {
-    F.max_pool1d,
-    F.max_pool2d,
-    F.max_pool3d,
-    torch.max_pool1d,
-    torch.max_pool2d,
-    torch.max_pool3d,
-}
+_POOLS_2D = {F.max_pool2d, torch.max_pool2d}
+_POOLS = {*_POOLS_2D, F.max_pool1d, torch.max_pool1d, F.max_pool3d, torch.max_pool3d}
 
 
 class Pending(Tensor):
@@ -178,60 +237,58 @@ class Pending(Tensor):
     scaled and shifted tensor.
     """
 
-    x: Tensor
-
     @staticmethod
-    def __new__(cls, x: Tensor, *_: Any) -> Pending:
-        return Tensor._make_wrapper_subclass(cls, x.shape, dtype=x.dtype, device=x.device)
+    def __new__(cls, raw: Tensor, *_: Any) -> Pending:
+        """Have the shape of ``raw``, and no data."""
+        return Tensor._make_wrapper_subclass(cls, raw.shape, dtype=raw.dtype, device=raw.device)
 
     def __init__(
         self,
-        x: Tensor,
+        raw: Tensor,
         layer: MCLayer,
         call: int,
         sign: Tensor | None = None,
         activations: Sequence[Callable[..., Tensor]] = (),
     ) -> None:
-        state = self.__dict__
-        state["raw"], state["layer"], state["call"] = x, layer, call
-        state["sign"], state["activations"] = sign, activations
-        state["run"], state["value"] = current_normalizer(), None
+        self.raw, self.layer, self.call = raw, layer, call
+        self.weight_sign, self.activations = sign, activations
+        self.run, self.value = current_normalizer(), None
 
     def finish(self) -> Tensor:
         """The scaled and shifted tensor, for the run in progress."""
-        state = self.__dict__
-        run = current_normalizer() or state["run"]
-        if state["value"] is None or state["run"] is not run:
-            value = run.finish(state["layer"], state["call"], state["raw"], state["sign"])
-            for activation in state["activations"]:
+        run = current_normalizer() or self.run
+        if self.value is None or self.run is not run:
+            value = run.finish(self.layer, self.call, self.raw, self.weight_sign)
+            for activation in self.activations:
                 value = activation(value, inplace=True)
-            state["run"], state["value"] = run, value
-        return state["value"]
+            self.run, self.value = run, value
+        return self.value
 
     def activate(self, activation: Callable[..., Tensor], inplace: bool) -> Pending:
-        state = self.__dict__
-        activations = (*state["activations"], activation)
+        """Put an activation off, too."""
+        activations = (*self.activations, activation)
         if inplace:
-            state["activations"] = activations
+            self.activations = activations
             return self
-        return Pending(state["raw"], state["layer"], state["call"], state["sign"], activations)
+        return Pending(self.raw, self.layer, self.call, self.weight_sign, activations)
 
     def pool(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pending:
-        state = self.__dict__
-        x, layer, sign = state["raw"], state["layer"], state["sign"]
-        if sign is None and layer.weight is not None:
-            sign = torch.where(layer.weight < 0, -1.0, 1.0).to(layer.weight.dtype)
-            x = x * sign.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
-        pooled = _max_pool(func, x, args, kwargs)
-        return Pending(pooled, layer, state["call"], sign, state["activations"])
+        """Pool now: with a negative weight, the maximum is that of the negative."""
+        raw, sign, weight = self.raw, self.weight_sign, self.layer.weight
+        if sign is None and weight is not None:
+            sign = torch.where(weight < 0, -1.0, 1.0).to(weight.dtype)
+            raw = raw * sign.to(raw.dtype).view(-1, *[1] * (raw.dim() - 2))
+        pooled = _max_pool(func, raw, args, kwargs)
+        return Pending(pooled, self.layer, self.call, sign, self.activations)
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        """Stay pending if ``func`` allows it, and be the tensor otherwise."""
         kwargs = kwargs or {}
         first = args[0] if args else None
-        if isinstance(first, Pending) and first.__dict__["value"] is None:
+        if isinstance(first, Pending) and first.value is None:
             if func in _ACTIVATIONS:
                 inplace = func in _IN_PLACE or kwargs.get("inplace", len(args) > 1 and args[1])
                 return first.activate(_ACTIVATIONS[func], inplace)
@@ -243,29 +300,38 @@ class Pending(Tensor):
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        """Be the tensor for what reaches an operation by another way."""
         return func(*_finished(args), **_finished(kwargs or {}))
 
 
 def _finished(tree: Any) -> Any:
-    return tree_map(lambda t: t.finish() if isinstance(t, Pending) else t, tree)
+    return tree_map(_finish, tree)
+
+
+def _finish(value: Tensor) -> Tensor:
+    return value.finish() if isinstance(value, Pending) else value
 
 
 def _max_pool(func: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    halves = x.dim() == 4 and x.shape[-1] % 2 == 0 and x.shape[-2] % 2 == 0
-    if halves and x.device.type == "cpu" and not torch.is_grad_enabled():
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-        given = dict(zip(names, args, strict=False)) | kwargs
-        size, stride = _pair(given.get("kernel_size")), _pair(given.get("stride") or 2)
-        if size == stride == (2, 2) and _pair(given.get("padding", 0)) == (0, 0):
-            if _pair(given.get("dilation", 1)) == (1, 1):
-                # Four to ten times as fast as the native pooling of a contiguous tensor.
-                x = torch.maximum(x[..., ::2, :], x[..., 1::2, :])
-                return torch.maximum(x[..., ::2], x[..., 1::2])
+    if x.device.type == "cpu" and not torch.is_grad_enabled() and _halves(func, x, args, kwargs):
+        # Four to ten times as fast as the native pooling of a contiguous tensor.
+        x = torch.maximum(x[..., ::2, :], x[..., 1::2, :])
+        return torch.maximum(x[..., ::2], x[..., 1::2])
     return func(x, *args, **kwargs)
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return tuple(value) * (2 // len(value)) if isinstance(value, tuple | list) else (value, value)
+def _halves(func: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this pooling takes the maximum of each 2 by 2 pixels of an image of even sizes."""
+    given = dict(zip(("kernel_size", "stride", "padding", "dilation"), args, strict=False)) | kwargs
+    two, size = (2, [2, 2], (2, 2)), given.get("kernel_size")
+    return (
+        func in _POOLS_2D
+        and x.shape[-1] % 2 == x.shape[-2] % 2 == 0
+        and size in two
+        and (given.get("stride") or size) in two
+        and given.get("padding", 0) in (0, [0, 0], (0, 0))
+        and given.get("dilation", 1) in (1, [1, 1], (1, 1))
+    )
 
 
 # --- Running ---------------------------------------------------------------------------------
@@ -273,6 +339,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def predict(
     model: nn.Module,
+    layers: Sequence[MCLayer],
     num_estimators: int,
     plan: Plan,
     chunk_bytes: int,
@@ -285,23 +352,51 @@ def predict(
     ``chunk_bytes``; one always does.
     """
     chunk = 1
-    if plan.path == "vmap":
+    if plan.path in ("fold", "vmap"):
         fitting = int(chunk_bytes // max(1.0, plan.growth * _num_bytes((args, kwargs))))
         num_chunks = -(-num_estimators // max(1, min(fitting, num_estimators)))
         chunk = -(-num_estimators // num_chunks)
-    shared = None if plan.path == "loop" else _Shared()
-    outputs = [
-        _run_estimators(model, range(s, min(s + chunk, num_estimators)), shared, args, kwargs)
-        for s in range(0, num_estimators, chunk)
-    ]
-    if len(outputs) == 1:
-        return outputs[0]
-    return tree_map(lambda *parts: torch.cat(parts), *outputs)
+    # Where all run as one, what they share is computed once without more ado.
+    shared = _Shared(replays=chunk < num_estimators)
+    return _in_chunks(model, layers, num_estimators, plan.path, chunk, shared, args, kwargs)
+
+
+def predict_traced(
+    model: nn.Module,
+    layers: Mapping[str, MCLayer],
+    num_estimators: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The same as one plain graph, for ``torch.compile`` and ``torch.export`` to see.
+
+    They share and fuse by themselves, and cannot see through what the layers are told by a context.
+    """
+
+    def one(estimator: int) -> Any:
+        buffers: dict[str, Tensor] = {}
+        for name, layer in layers.items():
+            if layer.mc_mean is not None and layer.mc_mean.shape[1]:
+                mean, var = layer.statistics(estimator, 0)
+                buffers |= {f"{name}.running_mean": mean, f"{name}.running_var": var}
+        return functional_call(model, buffers, args, kwargs)
+
+    outputs = [one(estimator) for estimator in range(num_estimators)]
+    return tree_map(lambda *parts: torch.stack(parts), *outputs)
+
+
+def is_traceable(layers: Iterable[MCLayer]) -> bool:
+    """Whether running statistics can stand for an estimator's in every layer."""
+    return all(
+        layer.track_running_stats and layer.mc_mean is not None and layer.mc_mean.shape[1] <= 1
+        for layer in layers
+    )
 
 
 @torch.no_grad()
 def choose_plan(
     model: nn.Module,
+    layers: Sequence[MCLayer],
     num_estimators: int,
     path: Path | Literal["auto"],
     args: tuple[Any, ...],
@@ -314,25 +409,25 @@ def choose_plan(
     if path == "loop":
         return Plan("loop")
     few = min(num_estimators, 4)
-    expected = tensors_of(predict(model, few, Plan("loop"), 0, args, kwargs))
-    shared = _Shared()
-    with warnings.catch_warnings():
-        # vmap warns where it would run an operation once for each estimator.
-        warnings.simplefilter("error")
-        for candidate in ("vmap", "shared") if path == "auto" else (path,):
-            try:
-                if not shared.largest:
-                    _run_estimators(model, range(1), shared, args, kwargs)
-                plan = Plan(candidate, shared.largest / max(1, _num_bytes((args, kwargs))))
-                two = int(2.5 * shared.largest)
-                output = tensors_of(predict(model, few, plan, two, args, kwargs))
-            except Exception:
-                # Whatever it was, the plain loop has just shown that it need not happen.
-                if path != "auto":
-                    raise
-                continue
-            if path != "auto" or _agree(output, expected):
-                return plan
+    candidates: tuple[Path, ...] = ("fold", "vmap", "shared") if path == "auto" else (path,)
+    expected = tensors_of(_in_chunks(model, layers, few, "loop", 1, _Shared(), args, kwargs))
+    for candidate in candidates:
+        shared = _Shared()
+        try:
+            with warnings.catch_warnings():
+                # vmap warns where it would run an operation once for each estimator.
+                warnings.simplefilter("error")
+                chunk = 1 if candidate == "shared" else 2
+                output = _in_chunks(model, layers, few, candidate, chunk, shared, args, kwargs)
+        except Exception:
+            # Whatever it was, the plain loop has just shown that it need not happen.
+            if path != "auto":
+                raise
+            continue
+        if path == "auto" and candidate == "fold" and shared.reads_values:
+            continue  # it might read other values, for other estimators together or one by one
+        if path != "auto" or _agree(tensors_of(output), expected):
+            return Plan(candidate, shared.largest / max(1, _num_bytes((args, kwargs))))
     return Plan("loop")
 
 
@@ -351,28 +446,54 @@ def _close(output: Tensor, expected: Tensor) -> bool:
 
 
 def _num_bytes(tree: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors_of(tree))
+    return sum(t.nbytes for t in tensors_of(tree))
 
 
-def _run_estimators(
+def _in_chunks(
     model: nn.Module,
-    estimators: range,
-    shared: _Shared | None,
+    layers: Sequence[MCLayer],
+    num_estimators: int,
+    path: Path,
+    chunk: int,
+    shared: _Shared,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    if len(estimators) == 1:
-        output = _run(model, _One(estimators[0], shared), args, kwargs)
-        return tree_map(lambda t: t.unsqueeze(0), output)
-    layers = [m for m in model.modules() if isinstance(m, MCLayer)]
+    def run_chunk(start: int) -> Any:
+        count = min(chunk, num_estimators - start)
+        if count == 1:
+            run = _One(start, None if path == "loop" else shared)
+            return tree_map(lambda t: t.unsqueeze(0), _run(model, run, args, kwargs))
+        affine = [layer.scale_and_shift(start, start + count) for layer in layers]
+        if path == "fold":
+            run = _Folded(dict(zip(layers, affine, strict=True)), count, shared)
+            return tree_map(run.unfold, _run(model, run, args, kwargs))
+        return _run_vmap(model, layers, affine, count, shared, args, kwargs)
+
+    outputs = [run_chunk(start) for start in range(0, num_estimators, chunk)]
+    if len(outputs) == 1:
+        return outputs[0]
+    return tree_map(lambda *parts: torch.cat(parts), *outputs)
+
+
+def _run_vmap(
+    model: nn.Module,
+    layers: Sequence[MCLayer],
+    affine: list[tuple[Tensor, Tensor]],
+    count: int,
+    shared: _Shared,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    # vmap returns tensors only: the output they stood in is kept aside, and filled again.
     outputs: list[Any] = []
 
-    def several(affine: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        run = _Several(dict(zip(layers, affine, strict=True)), shared)
+    def mapped(affine: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        run = _Mapped(dict(zip(layers, affine, strict=True)), count, shared)
         outputs.append(_run(model, run, args, kwargs))
         return tensors_of(outputs[0])
 
-    tensors = iter(torch.vmap(several)([layer.scale_and_shift(estimators) for layer in layers]))
+    tensors = iter(torch.vmap(mapped)(affine))
     return tree_map(lambda _: next(tensors), outputs[0])
 
 
@@ -381,5 +502,5 @@ def _run(model: nn.Module, run: _Run, args: tuple[Any, ...], kwargs: dict[str, A
         if run.shared is None:
             return model(*args, **kwargs)
         run.shared.position = 0
-        with run.shared:
+        with run.shared if run.shared.replays else nullcontext():
             return _finished(model(*args, **kwargs))

@@ -8,7 +8,7 @@ a run the layer is the batch norm layer that it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -52,42 +52,55 @@ class MCLayer(_BatchNorm):
     """What :func:`convert_batch_norm` mixes into the class of a batch norm layer.
 
     Attributes:
-        mc_mean: ``(num_estimators, num_calls, num_features)``, or None while there is none: the mean
-            of each estimator's mini-batch, for each time that one forward pass calls the layer. NaN
-            where an estimator's mini-batch did not get there.
+        mc_mean: ``(num_estimators, num_calls, num_features)``, or None while there is none: the
+            mean of each estimator's mini-batch, for each time that a forward pass calls the layer.
         mc_var: The variances, in the same shape.
     """
 
     mc_mean: Tensor | None
     mc_var: Tensor | None
     num_estimators: int
+    has_own_forward: bool = False
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``(batch, num_features, …)`` as the run in progress asks for."""
         normalizer = _NORMALIZER.get()
         if normalizer is None:
             return super().forward(input)
-        if _has_own_forward(type(self)):
+        if self.has_own_forward:
             with _Inside(self, normalizer):
                 return super().forward(input)
         self._check_input_dim(input)
         return normalizer.normalize(self, input)
 
-    def scale_and_shift(self, estimators: range) -> tuple[Tensor, Tensor]:
-        """The scales and shifts of some estimators, each ``(len(estimators), num_calls, num_features)``."""
-        assert self.mc_mean is not None and self.mc_var is not None
-        chosen = slice(estimators.start, estimators.stop)
-        scale = (self.mc_var[chosen] + self.eps).rsqrt()
+    def scale_and_shift(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Those of some estimators, each ``(stop - start, num_calls, num_features)``."""
+        mean, var = self._held()
+        if stop - start < len(mean):
+            mean, var = mean[start:stop], var[start:stop]
+        scale = (var + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight
-        shift = -self.mc_mean[chosen] * scale
-        if self.bias is not None:
-            shift = shift + self.bias
-        return scale, shift
+        shift = mean * scale
+        return scale, -shift if self.bias is None else self.bias - shift
 
     def statistics(self, estimator: int, call: int) -> tuple[Tensor, Tensor]:
         """The mean and the variance of one estimator, each ``(num_features,)``."""
-        return self.mc_mean[estimator, call], self.mc_var[estimator, call]
+        mean, var = self._held()
+        return mean[estimator, call], var[estimator, call]
+
+    def replace(self, estimators: Sequence[int], mean: Tensor, var: Tensor) -> None:
+        """Put ``(len(estimators), num_calls, num_features)`` in the place of those of some."""
+        index = torch.tensor(estimators, device=mean.device)
+        self.mc_mean, self.mc_var = (
+            held.index_copy(0, index, new)
+            for held, new in zip(self._held(), (mean, var), strict=True)
+        )
+
+    def _held(self) -> tuple[Tensor, Tensor]:
+        assert self.mc_mean is not None
+        assert self.mc_var is not None
+        return self.mc_mean, self.mc_var
 
     def check_call(self, call: int) -> None:
         """Raise RuntimeError where there are no statistics for the layer's call number ``call``."""
@@ -98,26 +111,34 @@ class MCLayer(_BatchNorm):
                 f"{fitted} times; call fit with batches for which the network does the same."
             )
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        names = ("mc_mean", "mc_var")
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: Any,
+        missing_keys: Any,
+        unexpected_keys: Any,
+        error_msgs: list[str],
+    ) -> None:
         if not any(key.endswith("mc_mean") for key in state_dict):
             # A checkpoint of the plain network: statistics of other weights would be wrong.
             self.mc_mean = self.mc_var = None
-        for name in names:
+        like = self.weight if self.running_mean is None else self.running_mean
+        for name in ("mc_mean", "mc_var"):
             saved = state_dict.get(prefix + name)
             if saved is None:
                 continue
-            if saved.ndim != 3 or saved.shape[0] != self.num_estimators:
-                *_, error_msgs = args
+            if saved.dim() != 3 or len(saved) != self.num_estimators:
                 error_msgs.append(
                     f"{prefix}{name} has shape {tuple(saved.shape)}, but this wrapper has "
-                    f"num_estimators={self.num_estimators}; build it with "
-                    f"num_estimators={saved.shape[0] if saved.ndim == 3 else '…'} to load this file."
+                    f"num_estimators={self.num_estimators}; build one with as many as were saved."
                 )
                 return
-            like = self.running_mean if self.running_mean is not None else self.weight
-            setattr(self, name, saved.new_empty(saved.shape) if like is None else like.new_empty(saved.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+            setattr(self, name, (saved if like is None else like).new_empty(saved.shape))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _restore, (_plain_class(type(self)),), self.__dict__
@@ -142,8 +163,8 @@ class MiniBatch:
         count = x.numel() // max(1, x.shape[1])
         if count < 2:
             raise ValueError(
-                f"{layer} got an input of shape {tuple(x.shape)}, {count} value(s) a channel, and a "
-                "variance needs at least 2; use a larger mc_batch_size."
+                f"{layer} got an input of shape {tuple(x.shape)}, {count} value(s) a channel, and "
+                "a variance needs at least 2; use a larger mc_batch_size."
             )
         like = x if layer.weight is None else layer.weight
         mean, var = (like.new_zeros(x.shape[1]) for _ in range(2))
@@ -165,17 +186,16 @@ class _Inside(TorchFunctionMode):
         self.layer, self.normalizer = layer, normalizer
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func in (F.batch_norm, torch.batch_norm):
             x = args[0] if args else (kwargs or {})["input"]
             return self.normalizer.normalize(self.layer, x)
         return func(*args, **(kwargs or {}))
-
-
-@cache
-def _has_own_forward(cls: type[MCLayer]) -> bool:
-    return _plain_class(cls).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def _plain_class(cls: type[MCLayer]) -> type[_BatchNorm]:
@@ -184,11 +204,12 @@ def _plain_class(cls: type[MCLayer]) -> type[_BatchNorm]:
 
 @cache
 def _mc_class(plain: type[_BatchNorm]) -> type[MCLayer]:
-    body = {"__doc__": plain.__doc__, "__module__": __name__}
-    # A lazy layer changes its class when it has seen its first batch.
-    after = getattr(plain, "cls_to_become", None)
-    if after is not None:
-        body["cls_to_become"] = _mc_class(after)
+    common = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    body: dict[str, Any] = {
+        "__doc__": plain.__doc__,
+        "__module__": __name__,
+        "has_own_forward": plain.forward not in common,
+    }
     return type(f"MC{plain.__name__}", (MCLayer, plain), body)
 
 
@@ -201,23 +222,27 @@ def convert_batch_norm(model: nn.Module, num_estimators: int) -> nn.Module:
     """Turn every batch norm layer of ``model`` into an :class:`MCLayer`, in place.
 
     Example:
-        >>> model = convert_batch_norm(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), num_estimators=4)
-        >>> model[1]
-        MCBatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        >>> model = convert_batch_norm(model, num_estimators=4)
+        >>> type(model[1]).__name__
+        'MCBatchNorm1d'
         >>> isinstance(model[1], nn.BatchNorm1d)
         True
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, MCLayer):
             module.__class__ = _mc_class(type(module))
-            module.num_estimators = num_estimators
+            vars(module)["num_estimators"] = num_estimators
             module.register_buffer("mc_mean", None)
             module.register_buffer("mc_var", None)
     return model
 
 
-def mc_layers(model: nn.Module) -> dict[str, MCLayer]:
-    """The network's :class:`MCLayer` by name, each once."""
+def mc_layers(model: nn.Module) -> list[MCLayer]:
+    """The network's converted layers, each once."""
+    return [module for module in model.modules() if isinstance(module, MCLayer)]
+
+
+def named_mc_layers(model: nn.Module) -> dict[str, MCLayer]:
+    """The same by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, MCLayer)}
-
-

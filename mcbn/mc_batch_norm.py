@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from mcbn.batches import default_inputs, draw_batches
-from mcbn.engine import Path, Plan, choose_plan, predict
-from mcbn.layers import MCLayer, MiniBatch, convert_batch_norm, mc_layers, run_with
+from mcbn.engine import Path, Plan, choose_plan, is_traceable, predict, predict_traced
+from mcbn.layers import MCLayer, MiniBatch, convert_batch_norm, mc_layers, named_mc_layers, run_with
 from mcbn.tree import tensors_of, tree_map
 
 _DETERMINISTIC: ContextVar[bool] = ContextVar("mcbn_deterministic", default=False)
@@ -92,6 +92,12 @@ class MCBatchNorm(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module.")
+        tensors = (*model.parameters(), *model.buffers())
+        if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+            raise ValueError(
+                f"{type(model).__name__} has lazy layers that have seen no batch yet; call "
+                "model(example_batch) first."
+            )
         _check_count("num_estimators", num_estimators)
         _check_count("mc_batch_size", mc_batch_size)
         if chunk_bytes is not None:
@@ -100,21 +106,23 @@ class MCBatchNorm(nn.Module):
             raise ValueError(f"correction={correction!r}; it is 0 (biased) or 1 (unbiased).")
         if not isinstance(momentum, int | float) or not 0 < momentum <= 1:
             raise ValueError(f"momentum={momentum!r}; it must be above 0 and at most 1.")
-        if path not in ("auto", "vmap", "shared", "loop"):
-            raise ValueError(f"path={path!r}; it is 'auto', 'vmap', 'shared' or 'loop'.")
+        if path not in ("auto", "fold", "vmap", "shared", "loop"):
+            raise ValueError(f"path={path!r}; it is 'auto', 'fold', 'vmap', 'shared' or 'loop'.")
         self.num_estimators = num_estimators
         self.mc_batch_size = mc_batch_size
         self.correction = correction
         self.momentum = momentum
-        self.path = path
+        self.path: Path | Literal["auto"] = path
         self.chunk_bytes = chunk_bytes
         if convert:
             model = convert_batch_norm(copy.deepcopy(model), num_estimators)
         self.model = model
-        layers = mc_layers(model)
+        layers = named_mc_layers(model)
         if not layers:
             wanted = "batch norm layer" if convert else "converted layer (use convert=True)"
-            raise ValueError(f"{type(model).__name__} has no {wanted}, so there is nothing to draw.")
+            raise ValueError(
+                f"{type(model).__name__} has no {wanted}, so there is nothing to draw."
+            )
         for name, layer in layers.items():
             if momentum < 1 and not layer.track_running_stats:
                 raise ValueError(
@@ -132,7 +140,7 @@ class MCBatchNorm(nn.Module):
     @property
     def fitted(self) -> bool:
         """Whether every batch norm layer holds statistics."""
-        return all(layer.mc_mean is not None for layer in mc_layers(self.model).values())
+        return all(layer.mc_mean is not None for layer in mc_layers(self.model))
 
     def fit(
         self,
@@ -166,10 +174,9 @@ class MCBatchNorm(nn.Module):
         former = {layer: (layer.mc_mean, layer.mc_var) for layer in drawn}
         _set_statistics(drawn)
         try:
-            with _evaluation_mode(self.model):
-                self._plan = choose_plan(
-                    self.model, self.num_estimators, self.path, *_two_examples(*inputs)
-                )
+            if self._plan is None:
+                with _evaluation_mode(self.model):
+                    self._plan = self._find_plan(*_two_examples(*inputs))
         except BaseException:
             _set_statistics(former)
             raise
@@ -199,7 +206,8 @@ class MCBatchNorm(nn.Module):
             RuntimeError: There are no statistics yet.
             ValueError: As in :meth:`fit`.
         """
-        self._check_fitted()
+        if not self.fitted:
+            raise _not_fitted()
         chosen = list(estimators)
         for index in chosen:
             if not 0 <= index < self.num_estimators:
@@ -208,11 +216,10 @@ class MCBatchNorm(nn.Module):
                     f"{self.num_estimators}: 0 to {self.num_estimators - 1}."
                 )
         drawn, _ = self._draw(data, len(chosen), generator, input_fn)
-        for layer, (mean, var) in drawn.items():
+        for layer, (mean, _) in drawn.items():
             layer.check_call(mean.shape[1] - 1)
-            index = torch.tensor(chosen, device=mean.device)
-            layer.mc_mean = layer.mc_mean.index_copy(0, index, mean)
-            layer.mc_var = layer.mc_var.index_copy(0, index, var)
+        for layer, (mean, var) in drawn.items():
+            layer.replace(chosen, mean, var)
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -223,14 +230,16 @@ class MCBatchNorm(nn.Module):
         """
         if self.training or _DETERMINISTIC.get():
             return self.model(*args, **kwargs)
-        self._check_fitted()
-        if torch.compiler.is_compiling():
-            # A compiler sees one simple loop, and shares and fuses by itself.
-            return predict(self.model, self.num_estimators, Plan("loop"), 0, args, kwargs)
-        if self._plan is None:
-            self._plan = choose_plan(self.model, self.num_estimators, self.path, args, kwargs)
-        budget = self.chunk_bytes or _chunk_bytes(args, kwargs)
-        return predict(self.model, self.num_estimators, self._plan, budget, args, kwargs)
+        layers = mc_layers(self.model)
+        if any(layer.mc_mean is None for layer in layers):
+            raise _not_fitted()
+        if torch.compiler.is_compiling() and is_traceable(layers):
+            named = named_mc_layers(self.model)
+            return predict_traced(self.model, named, self.num_estimators, args, kwargs)
+        plan = self._plan or self._find_plan(args, kwargs)
+        self._plan = plan
+        budget = self.chunk_bytes or _chunk_bytes(layers[0])
+        return predict(self.model, layers, self.num_estimators, plan, budget, args, kwargs)
 
     @contextmanager
     def deterministic(self) -> Iterator[None]:
@@ -242,15 +251,14 @@ class MCBatchNorm(nn.Module):
             _DETERMINISTIC.reset(token)
 
     def extra_repr(self) -> str:
+        """The numbers, and the path that predictions take."""
         state = "not fitted" if not self.fitted else f"path={self._plan.path}" if self._plan else ""
         parts = (f"num_estimators={self.num_estimators}", f"mc_batch_size={self.mc_batch_size}")
         return ", ".join((*parts, state)).rstrip(", ")
 
-    def _check_fitted(self) -> None:
-        if not self.fitted:
-            raise RuntimeError(
-                "MCBatchNorm holds no statistics yet; call fit(train_dataloader) first."
-            )
+    def _find_plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+        layers = mc_layers(self.model)
+        return choose_plan(self.model, layers, self.num_estimators, self.path, args, kwargs)
 
     @torch.no_grad()
     def _draw(
@@ -272,7 +280,7 @@ class MCBatchNorm(nn.Module):
                     self.model(*inputs[0], **inputs[1])
                 draws.append(mini_batch.statistics)
         drawn = {}
-        for name, layer in mc_layers(self.model).items():
+        for name, layer in named_mc_layers(self.model).items():
             mean, var = self._stacked(name, layer, [draw.get(layer, []) for draw in draws])
             if distributed.is_available() and distributed.is_initialized():
                 distributed.broadcast(mean, src=0)
@@ -310,8 +318,8 @@ class MCBatchNorm(nn.Module):
         if missed:
             if not layer.track_running_stats:
                 raise ValueError(
-                    f"{missed} of {len(draws)} mini-batches did not reach layer {name!r}, which has "
-                    "no running statistics to take their place; use a larger mc_batch_size."
+                    f"{missed} of {len(draws)} mini-batches did not reach layer {name!r}, which "
+                    "has no running statistics to take their place; use a larger mc_batch_size."
                 )
             warnings.warn(
                 f"{missed} of {len(draws)} mini-batches did not reach layer {name!r}; their "
@@ -329,7 +337,7 @@ class MCBatchNorm(nn.Module):
                 f"the mean or the variance that layer {name!r} saw is not finite; look for NaN and "
                 "infinite values in the training data and in the network's weights."
             )
-        if self.momentum < 1:
+        if self.momentum < 1 and layer.running_mean is not None and layer.running_var is not None:
             mean = torch.lerp(layer.running_mean.to(mean.dtype), mean, self.momentum)
             var = torch.lerp(layer.running_var.to(var.dtype), var, self.momentum)
         return mean, var
@@ -337,6 +345,10 @@ class MCBatchNorm(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._plan = None  # found for other statistics
         super()._load_from_state_dict(*args, **kwargs)
+
+
+def _not_fitted() -> RuntimeError:
+    return RuntimeError("MCBatchNorm holds no statistics yet; call fit(train_dataloader) first.")
 
 
 def _check_count(name: str, value: Any) -> None:
@@ -384,23 +396,26 @@ def _two_examples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     return args, kwargs
 
 
-def _chunk_bytes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    devices = {t.device.type for t in tensors_of((args, kwargs))}
-    return _CHUNK_BYTES_CPU if devices <= {"cpu"} else _CHUNK_BYTES_ELSEWHERE
+def _chunk_bytes(layer: MCLayer) -> int:
+    assert layer.mc_mean is not None
+    return _CHUNK_BYTES_CPU if layer.mc_mean.device.type == "cpu" else _CHUNK_BYTES_ELSEWHERE
 
 
 def _with_progress(batches: Iterator[Any], count: int) -> Iterator[Any]:
     """Show a progress bar, on a terminal, from the moment that it is worth one."""
     start = time.monotonic()
-    done = 0
-    for batch in batches:
+    for done, batch in enumerate(batches, start=1):
         yield batch
-        done += 1
         if time.monotonic() - start > 2 and done < count and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import track
 
             console = Console(stderr=True)
             yield from track(
-                batches, "Fitting MCBN", total=count, completed=done, console=console, transient=True
+                batches,
+                "Fitting MCBN",
+                total=count,
+                completed=done,
+                console=console,
+                transient=True,
             )

@@ -38,7 +38,7 @@ def brier_score(probs: Tensor, target: Tensor) -> Tensor:
     """Squared distance between each distribution and its one-hot label, ``(batch,)``, in [0, 2].
 
     The sum over all classes, as in Brier, *Verification of forecasts expressed in terms of
-    probability*, 1950, Eq. 2.
+    probability*, 1950.
 
     Args:
         probs: Mean probabilities ``(batch, classes)``.
@@ -76,8 +76,8 @@ def negative_log_likelihood(probs: Tensor, target: Tensor) -> Tensor:
 def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
     """Continuous ranked probability score of N(mean, std²), in the unit of the target.
 
-    Closed form of Gneiting and Raftery, *Strictly proper scoring rules*, 2007, Eq. 21 (with the
-    sign that makes lower better). A std of 0 gives the absolute error. All of one shape.
+    Closed form of Gneiting and Raftery, *Strictly proper scoring rules*, 2007, section 4.2, with
+    the sign that makes lower better. A std of 0 gives the absolute error. All of one shape.
 
     Raises:
         ValueError: If shapes differ, values are not finite, or a std is negative.
@@ -132,7 +132,7 @@ def reliability_bins(
     """The numbers of a reliability diagram: bins of equal width, closed on the right.
 
     Bin m of M is ((m-1)/M, m/M], as in Guo et al., *On calibration of modern neural networks*,
-    2017, Eq. 2.
+    2017, section 2.
 
     Args:
         confidence: In [0, 1], ``(examples,)``.
@@ -521,7 +521,7 @@ class AdaptiveCalibrationError(_Ranked):
 class AURC(_Ranked):
     """Area under the risk-coverage curve: the mean of the risk at coverage 1/n, 2/n, …, 1.
 
-    Geifman, Uziel and El-Yaniv, *Bias-reduced uncertainty estimation*, 2019, Eq. 3, on
+    Geifman, Uziel and El-Yaniv, *Bias-reduced uncertainty estimation*, 2019, on
     `risk_coverage_curve`. torch-uncertainty applies the trapezoidal rule from coverage 1/n to 1
     and divides by 1 - 1/n, which is (n·AURC - (first + last risk)/2) / (n - 1).
 
@@ -543,7 +543,7 @@ class AUGRC(_Ranked):
 
     The generalised risk at a coverage is the probability that an example is answered and wrong.
     Traub et al., *Overcoming common flaws in the evaluation of selective classification systems*,
-    2024, Eq. 6; the trapezoidal rule from (0, 0) gives exactly their Eq. 7, with A the accuracy,
+    2024; the trapezoidal rule from (0, 0) gives exactly their closed form (A: the accuracy),
     (1 - AUROC)·A·(1 - A) + ½(1 - A)². torch-uncertainty leaves out the first of the n steps and
     divides by 1 - 1/n.
 

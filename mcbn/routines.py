@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 from torch.utils.flop_counter import FlopCounterMode
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from mcbn import metrics
@@ -59,6 +58,7 @@ class ClassificationRoutine(LightningModule):
         self.model = model
         self.loss = loss
         self.optim_recipe = optim_recipe
+        self.train_loss = MeanMetric(nan_strategy="disable")
         self.val_metrics = MetricCollection(
             {"val/Acc": MulticlassAccuracy(num_classes, average="micro"), "val/NLL": metrics.NLL()}
         )
@@ -97,8 +97,13 @@ class ClassificationRoutine(LightningModule):
         """The loss of a batch."""
         images, labels = batch
         loss = self.loss(self.model(images), labels)
-        self.log("train/loss", loss, prog_bar=True)
+        self.train_loss.update(loss.detach())
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the mean loss of the epoch: once, as logging takes a while next to a small step."""
+        self.log("train/loss", self.train_loss.compute(), prog_bar=True, sync_dist=True)
+        self.train_loss.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to accuracy and negative log-likelihood."""
@@ -112,11 +117,11 @@ class ClassificationRoutine(LightningModule):
     def on_test_epoch_start(self) -> None:
         """Finds out how many images are this process's own."""
         self._unseen: int | None = None
-        sampler = getattr(self.trainer.test_dataloaders, "sampler", None)
+        sampler: Any = getattr(self.trainer.test_dataloaders, "sampler", None)
         if isinstance(sampler, DistributedSampler):
             # It repeats images at the end so that all processes get equally many; they must not
             # count twice.
-            size = len(sampler.dataset)  # type: ignore[arg-type]
+            size = len(sampler.dataset)  # pyright: ignore[reportArgumentType]
             self._unseen = len(range(sampler.rank, size, sampler.num_replicas))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

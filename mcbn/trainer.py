@@ -12,7 +12,7 @@ from io import StringIO
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-from rich import box, get_console
+from rich import get_console
 from rich import table as rich_table
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch import nn
@@ -63,7 +63,7 @@ _FORMATS = {
 
 
 class Table(NamedTuple):
-    """A caption, the columns' names, and rows of as many cells, the first of which names the row."""
+    """A caption, the columns' names, and rows of as many cells; the first names its row."""
 
     caption: str
     header: Sequence[str]
@@ -75,7 +75,7 @@ class Tables:
 
     Example:
         >>> print(Tables([Table("Digits", ("Digit", "Images"), [("0", "980")])]))
-               Digits
+              Digits
         ┏━━━━━━━┳━━━━━━━━┓
         ┃ Digit ┃ Images ┃
         ┡━━━━━━━╇━━━━━━━━┩
@@ -161,16 +161,18 @@ def _rank(metric: str) -> int:
 
 
 def _cell(metric: str, value: float | None) -> str:
-    return "–" if value is None else _FORMATS.get(metric, _number)(value)
+    return "-" if value is None else _FORMATS.get(metric, _number)(value)
 
 
 def _summary(model: nn.Module) -> Tables:
     """The modules right under a network and how many parameters each has."""
+
     def size(module: nn.Module) -> str:
         return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
 
     rows = [
-        (f"{name}: {type(module).__name__}", size(module)) for name, module in model.named_children()
+        (f"{name}: {type(module).__name__}", size(module))
+        for name, module in model.named_children()
     ]
     total = (f"{type(model).__name__}, all in all", size(model))
     return Tables([Table("Model", ("Module", "Parameters"), [*rows, total])])
@@ -184,7 +186,7 @@ class _ShowSummary(pl.Callback):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's notices off; its warnings stay, but for three that tell the caller nothing."""
+    """Lightning's notices off; its warnings stay, but for those that tell the caller nothing."""
     with ExitStack() as undo:
         for name in ("lightning.pytorch", "lightning.fabric"):
             logger = logging.getLogger(name)
@@ -193,6 +195,9 @@ def _quiet() -> Iterator[None]:
         undo.enter_context(warnings.catch_warnings())
         # Images in memory load faster without workers.
         warnings.filterwarnings("ignore", message=".*does not have many workers")
+        # A training without validation is one.
+        warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
+        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         # Who says accelerator="cpu" knows.
         warnings.filterwarnings("ignore", message="GPU available but not used")
         # Lightning's own use of torch.
@@ -214,6 +219,8 @@ class Trainer(pl.Trainer):
         >>> trainer.loggers
         []
     """
+
+    callbacks: list[pl.Callback]
 
     def __init__(self, *, enable_model_summary: bool = True, **kwargs: Any) -> None:
         defaults = {
@@ -242,7 +249,7 @@ class Trainer(pl.Trainer):
         with _quiet():
             return super().predict(*args, **kwargs)
 
-    def test(
+    def test(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         model: pl.LightningModule | None = None,
         dataloaders: Any = None,

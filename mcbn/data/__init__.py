@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -131,7 +132,7 @@ def fetch_missing(root: Path, names: Sequence[str], *, patient: bool) -> None:
             too_slow = not patient or download.received - before < _SLOWEST
             if download.is_alive() and too_slow:
                 download.cancelled.set()
-                raise TimeoutError(f"the download was given up after {_PATIENCE:.0f} seconds")
+                raise TimeoutError(f"the download was given up after {_PATIENCE:g} seconds")
         if download.error:
             raise download.error
 
@@ -162,6 +163,9 @@ class _Download(threading.Thread):
                 if _is_whole(name, content):
                     return content
                 error = "sent something else"
+            except HTTPError as caught:
+                caught.close()  # it is the server's answer, still open
+                error = caught
             except (OSError, http.client.HTTPException, zlib.error) as caught:
                 error = caught
             errors.append(f"{urlsplit(mirror).netloc}: {error}")

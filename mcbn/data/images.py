@@ -1,0 +1,92 @@
+"""Images in memory, cropped and normalized a whole batch at a time.
+
+Apart from the datamodule, so that a loading process that is spawned need not import Lightning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.data import Dataset
+
+
+def random_crop(images: Tensor, padding: int) -> Tensor:
+    """Pads images with zeros and cuts a window of the old size out of each, at a place of its own.
+
+    The places are drawn from torch's global generator.
+
+    Args:
+        images: ``(batch, height, width)``, any dtype.
+        padding: Pixels added on each side.
+
+    Returns:
+        ``(batch, height, width)``, dtype as given.
+
+    Example:
+        >>> random_crop(torch.ones(5, 28, 28, dtype=torch.uint8), padding=4).shape
+        torch.Size([5, 28, 28])
+    """
+    batch, height, width = images.shape
+    windows = pad(images, [padding] * 4).unfold(1, height, 1).unfold(2, width, 1)
+    rows, columns = torch.randint(2 * padding + 1, (2, batch))
+    return windows[torch.arange(batch), rows, columns]
+
+
+class InMemoryImages(Dataset[tuple[Tensor, int]]):
+    """Grey images held as uint8, handed out a batch at a time.
+
+    A ``DataLoader`` asks for the items of a batch all at once (``__getitems__``), so cropping and
+    normalizing are a few tensor operations per batch instead of per image. Give the loader
+    ``collate_fn=ready_batch``: the batch is complete already.
+
+    Args:
+        images: ``(n, height, width)`` uint8.
+        labels: ``(n,)`` int64.
+        mean: Subtracted from the pixels once they are in [0, 1].
+        std: Divides them afterwards.
+        padding: Pixels around an image before a random crop to its old size; 0 for no crop.
+
+    Example:
+        >>> images = torch.zeros(10, 28, 28, dtype=torch.uint8)
+        >>> dataset = InMemoryImages(images, torch.arange(10), mean=0.5, std=0.5)
+        >>> batch, labels = dataset.__getitems__([3, 1])
+        >>> batch.shape, batch.unique(), labels
+        (torch.Size([2, 1, 28, 28]), tensor([-1.]), tensor([3, 1]))
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, mean: float, std: float, padding: int = 0
+    ) -> None:
+        self.images, self.labels = images, labels
+        self.mean, self.std, self.padding = mean, std, padding
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images ``(batch, 1, height, width)`` float32 and labels ``(batch,)`` int64."""
+        chosen = torch.as_tensor(indices, dtype=torch.long)
+        images = self.images[chosen]
+        if self.padding:
+            images = random_crop(images, self.padding)
+        pixels = images.unsqueeze(1).float().div_(255).sub_(self.mean).div_(self.std)
+        return pixels, self.labels[chosen]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One image ``(1, height, width)`` float32 and its label."""
+        images, labels = self.__getitems__([index])
+        return images[0], int(labels[0])
+
+
+def ready_batch(batch: Any) -> Any:
+    """The ``collate_fn`` for `InMemoryImages`: gives the batch back as it is.
+
+    Example:
+        >>> ready_batch((torch.zeros(1), torch.ones(1)))
+        (tensor([0.]), tensor([1.]))
+    """
+    return batch

@@ -1,0 +1,594 @@
+"""The wrapper: drawing, modes, gradients, state, and what it says to wrong use."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference import fitted, predict, randomize, statistics_of
+from torch import Tensor, multiprocessing, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from mcbn import MCBatchNorm, lenet
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return randomize(
+        nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8),
+            nn.BatchNorm1d(8), nn.Linear(8, 3),
+        )
+    )  # fmt: skip
+
+
+def batches(count: int = 4, size: int = 9) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(size, 6, generator=generator) for _ in range(count)]
+
+
+def fitted_small(**options: Any) -> MCBatchNorm:
+    return MCBatchNorm(small(), 4, **options).fit(batches())
+
+
+class Recorded(Dataset[tuple[Tensor, int]]):
+    """Says which examples were asked for."""
+
+    def __init__(self, size: int) -> None:
+        self.x = torch.randn(size, 6, generator=torch.Generator().manual_seed(2))
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.asked.append(index)
+        return self.x[index], index
+
+
+# --- Drawing -----------------------------------------------------------------------------------
+
+
+def test_a_loader_gives_independent_draws_without_replacement_inside_each() -> None:
+    data = Recorded(20)
+    mc = MCBatchNorm(small(), 50, mc_batch_size=8).fit(DataLoader(data, batch_size=3))
+    draws = torch.tensor(data.asked).view(50, 8)
+    assert all(len(set(draw.tolist())) == 8 for draw in draws)
+    # Without replacement from one draw to the next, 20 examples would be used up after 2 draws.
+    counts = torch.bincount(draws.flatten(), minlength=20)
+    assert counts.min() < counts.max()
+    assert (counts > 0).all()
+    for draw, held in zip(draws[:3], fitted(mc), strict=False):
+        expected = statistics_of(small(), (data.x[draw],))
+        for name, calls in expected.items():
+            torch.testing.assert_close(held[name], calls)
+
+
+def test_the_sampler_does_not_matter() -> None:
+    data = TensorDataset(torch.arange(60.0).repeat_interleave(6).view(60, 6), torch.arange(60))
+    norm = nn.BatchNorm1d(6)
+    mc = MCBatchNorm(norm, 200, mc_batch_size=6).fit(DataLoader(data, batch_size=6, shuffle=False))
+    means = mc.model.mc_mean[:, 0, 0]
+    # Batches in the sampler's order would have means 2.5, 8.5, …; these are means of random sixes.
+    assert abs(means.mean() - 29.5) < 2
+    standard_error = 60 / 12**0.5 / 6**0.5 * ((60 - 6) / 59) ** 0.5
+    assert abs(means.std() - standard_error) < 1
+
+
+def test_seeded_by_the_generator_and_leaves_the_global_state() -> None:
+    class Noisy(Dataset[tuple[Tensor]]):
+        def __len__(self) -> int:
+            return 30
+
+        def __getitem__(self, index: int) -> tuple[Tensor]:
+            return (torch.randn(6),)
+
+    state = torch.get_rng_state()
+    first, second, other = (
+        MCBatchNorm(small(), 4, mc_batch_size=8) for _ in range(3)
+    )  # fmt: skip
+    torch.set_rng_state(state)
+    first.fit(DataLoader(Noisy()), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    second.fit(DataLoader(Noisy()), generator=torch.Generator().manual_seed(3))
+    other.fit(DataLoader(Noisy()), generator=torch.Generator().manual_seed(4))
+    x = batches()[0]
+    assert torch.equal(first(x), second(x))
+    assert not torch.equal(first(x), other(x))
+
+
+def test_workers_draw_the_same() -> None:
+    data = TensorDataset(torch.randn(40, 6))
+    outputs = [
+        MCBatchNorm(small(), 4, mc_batch_size=8).fit(
+            DataLoader(data, num_workers=workers), generator=torch.Generator().manual_seed(0)
+        )(batches()[0])
+        for workers in (0, 2)
+    ]
+    assert torch.equal(*outputs)
+
+
+@dataclasses.dataclass
+class Record:
+    x: Tensor
+    label: Tensor
+
+
+def _collate(items: list[tuple[Tensor, int]]) -> Record:
+    return Record(torch.stack([x for x, _ in items]), torch.tensor([i for _, i in items]))
+
+
+@pytest.mark.parametrize(
+    ("batch", "input_fn"),
+    [
+        (lambda x: x, None),
+        (lambda x: (x, torch.zeros(9)), None),
+        (lambda x: [x, torch.zeros(9), "meta"], None),
+        (lambda x: {"x": x, "label": torch.zeros(9)}, None),
+        (lambda x: Record(x, torch.zeros(9)), None),
+        (lambda x: (torch.zeros(9), x), lambda batch: batch[1]),
+        (lambda x: {"label": torch.zeros(9), "x": x}, lambda batch: {"input": batch["x"]}),
+        (lambda x: Record(x, torch.zeros(9)), lambda batch: (batch.x,)),
+    ],
+)
+def test_batches_of_every_kind(batch: Any, input_fn: Any) -> None:
+    mc = MCBatchNorm(small(), 4).fit([batch(x) for x in batches()], input_fn=input_fn)
+    assert torch.equal(mc(batches()[0]), fitted_small()(batches()[0]))
+
+
+def test_the_loaders_collate_fn_is_used() -> None:
+    data = Recorded(20)
+    mc = MCBatchNorm(small(), 3, mc_batch_size=8).fit(DataLoader(data, collate_fn=_collate))
+    draws = torch.tensor(data.asked).view(3, 8)
+    expected = statistics_of(small(), (data.x[draws[0]],))
+    torch.testing.assert_close(fitted(mc)[0]["1"], expected["1"])
+
+
+def test_a_dataset_that_makes_whole_batches() -> None:
+    class Batched(Dataset[Tensor]):
+        x = torch.randn(20, 6)
+
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, indices: list[int]) -> Tensor:
+            return self.x[indices]
+
+    loader = DataLoader(Batched(), batch_size=None, sampler=[[0, 1, 2], [3, 4]])
+    mc = MCBatchNorm(small(), 3, mc_batch_size=8).fit(loader)
+    assert mc(batches()[0]).shape == (3, 9, 3)
+
+
+def test_an_iterable_dataset_gives_its_batches_in_order() -> None:
+    class Stream(IterableDataset[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            yield from torch.cat(batches())
+
+    mc = MCBatchNorm(small(), 4).fit(DataLoader(Stream(), batch_size=9))
+    assert torch.equal(mc(batches()[0]), fitted_small()(batches()[0]))
+
+
+@pytest.mark.parametrize("correction", [0, 1])
+def test_correction(correction: int) -> None:
+    mc = MCBatchNorm(nn.BatchNorm1d(6), 4, correction=correction).fit(batches())
+    for held, batch in zip(mc.model.mc_var[:, 0], batches(), strict=True):
+        torch.testing.assert_close(held, batch.var(0, correction=correction))
+
+
+def test_correction_1_reaches_the_deeper_layers_as_other_libraries_have_it() -> None:
+    mc = fitted_small(correction=1)
+    for batch, held in zip(batches(), fitted(mc), strict=True):
+        for name, calls in statistics_of(small(), (batch,), correction=1).items():
+            torch.testing.assert_close(held[name], calls)
+
+
+def test_momentum_blends_into_the_trained_statistics() -> None:
+    model = small()
+    replaced, blended = (MCBatchNorm(model, 4, momentum=m).fit(batches()) for m in (1.0, 0.1))
+    for name in ("1", "5"):
+        trained = model.get_submodule(name)
+        new, mixed = replaced.model.get_submodule(name), blended.model.get_submodule(name)
+        for old, drawn, held in (
+            (trained.running_mean, new.mc_mean, mixed.mc_mean),
+            (trained.running_var, new.mc_var, mixed.mc_var),
+        ):
+            torch.testing.assert_close(held, 0.9 * old + 0.1 * drawn)
+    spread = [mc.model.get_submodule("1").mc_mean.std(0) for mc in (replaced, blended)]
+    torch.testing.assert_close(spread[1], 0.1 * spread[0])
+
+
+def test_everything_but_batch_norm_stays_in_evaluation_mode_and_modes_come_back() -> None:
+    model = small().train()
+    model[3].eval()
+    seen = []
+    mc = MCBatchNorm(model, 4)
+    mc.model[3].register_forward_hook(lambda m, args, y: seen.append(torch.equal(args[0], y)))
+    modes = {m: m.training for m in mc.modules()}
+    mc.fit(batches())
+    assert seen
+    assert all(seen)
+    assert {m: m.training for m in mc.modules()} == modes
+
+
+def test_resample_replaces_some_estimators() -> None:
+    mc = fitted_small()
+    before = fitted(mc)
+    new = [torch.randn(9, 6), torch.randn(9, 6)]
+    mc.resample(new, [2, 0])
+    after = fitted(mc)
+    for kept in (1, 3):
+        torch.testing.assert_close(after[kept]["1"], before[kept]["1"])
+    for index, batch in ((2, new[0]), (0, new[1])):
+        expected = statistics_of(small(), (batch,))
+        torch.testing.assert_close(after[index]["1"], expected["1"])
+        torch.testing.assert_close(after[index]["5"], expected["5"])
+
+
+# --- Predicting --------------------------------------------------------------------------------
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = small()
+    before = copy.deepcopy(model)
+    mc = MCBatchNorm(model, 4).fit(batches())
+    mc(batches()[0]).sum().backward()
+    assert all(type(m) is type(n) for m, n in zip(model.modules(), before.modules(), strict=True))
+    assert all(p.grad is None for p in model.parameters())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before.state_dict()[key])
+
+
+def test_deterministic_is_the_plain_network() -> None:
+    mc, x = fitted_small(), torch.randn(5, 6)
+    with mc.deterministic():
+        assert torch.equal(mc(x), small()(x))
+    assert mc(x).shape == (4, 5, 3)
+
+
+def test_training_mode_is_the_plain_network_with_its_running_statistics() -> None:
+    model, mc = small().train(), fitted_small().train()
+    model[3].eval()
+    mc.model[3].eval()
+    x = torch.randn(5, 6)
+    ours, plain = mc(x), model(x)
+    assert torch.equal(ours, plain)
+    ours.sum().backward()
+    plain.sum().backward()
+    for a, b in zip(mc.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(mc.model[1].running_mean, model[1].running_mean)
+
+
+@pytest.mark.parametrize("path", ["fold", "vmap", "shared", "loop"])
+def test_gradients_in_evaluation_mode(path: str) -> None:
+    torch.manual_seed(0)
+    plain = randomize(lenet(1, 10)).double()
+    data = [torch.randn(6, 1, 28, 28).double() for _ in range(3)]
+    mc = MCBatchNorm(plain, 3, path=path).fit(data)
+    x = torch.randn(2, 1, 28, 28).double().requires_grad_()
+    mc(x).square().sum().backward()
+    y = x.detach().clone().requires_grad_()
+    one = copy.deepcopy(plain)
+    total = 0.0
+    for draw in fitted(mc):
+        # A functional call per estimator, so that all gradients gather on the same parameters.
+        buffers = {}
+        for name, calls in draw.items():
+            buffers[f"{name}.running_mean"], buffers[f"{name}.running_var"] = calls[0]
+        total = total + torch.func.functional_call(one, buffers, (y,)).square().sum()
+    total.backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    for a, b in zip(mc.model.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_a_prediction_does_not_depend_on_the_rest_of_the_batch() -> None:
+    mc, x = fitted_small(), torch.randn(7, 6)
+    torch.testing.assert_close(mc(x)[:, 2:3], mc(x[2:3]))
+    order = torch.randperm(7)
+    torch.testing.assert_close(mc(x)[:, order], mc(x[order]))
+
+
+def test_two_wrappers_are_independent() -> None:
+    first = fitted_small()
+    x = torch.randn(5, 6)
+    before = first(x)
+    second = MCBatchNorm(small(), 2).fit([b + 3 for b in batches()])
+    second(x)
+    assert torch.equal(first(x), before)
+
+
+def test_two_threads_predict_at_once() -> None:
+    torch.manual_seed(0)
+    mc = MCBatchNorm(randomize(lenet(1, 10)), 8, chunk_bytes=60_000)
+    mc.fit([torch.randn(6, 1, 28, 28) for _ in range(8)])
+    inputs = [torch.randn(n, 1, 28, 28) for n in (1, 2, 3, 4)]
+    expected = [mc(x).detach() for x in inputs]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(20):
+            if index % 2:
+                with mc.deterministic():
+                    mc(inputs[index])
+            with torch.no_grad():
+                if not torch.equal(mc(inputs[index]), expected[index]):
+                    wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_memory_does_not_grow_with_the_number_of_estimators() -> None:
+    """The largest tensor ever made stays within the budget, but for the output."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.Conv2d(4, 1, 3))
+    data = [torch.randn(4, 1, 10, 10) for _ in range(64)]
+    x = torch.randn(2, 1, 10, 10)
+    one = 2 * 4 * 8 * 8 * 4  # bytes of the normalized activation
+    for path in ("fold", "vmap"):
+        largest = []
+        mc = MCBatchNorm(model, 64, path=path, chunk_bytes=8 * one).fit(data).eval()
+        mc.model[2].register_forward_hook(lambda m, args, y, seen=largest: seen.append(y.numel()))
+        mc(x)
+        assert len(largest) == 8
+        assert max(largest) <= 8 * one / 4
+
+
+# --- State -------------------------------------------------------------------------------------
+
+
+def test_a_fitted_state_loads_strictly_into_a_fresh_wrapper(tmp_path: Path) -> None:
+    mc, x = fitted_small(), torch.randn(5, 6)
+    torch.save(mc.state_dict(), tmp_path / "mc.pt")
+    fresh = MCBatchNorm(small(), 4).eval()
+    fresh.load_state_dict(torch.load(tmp_path / "mc.pt", weights_only=True))
+    assert torch.equal(fresh(x), mc(x))
+    with fresh.deterministic():
+        assert torch.equal(fresh(x), small()(x))
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    mc, x = fitted_small(), torch.randn(5, 6)
+    save_file(mc.state_dict(), tmp_path / "mc.safetensors")
+    fresh = MCBatchNorm(small(), 4).eval()
+    fresh.load_state_dict(load_file(tmp_path / "mc.safetensors"))
+    assert torch.equal(fresh(x), mc(x))
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda mc: pickle.loads(pickle.dumps(mc))],
+    ids=["deepcopy", "pickle"],
+)
+def test_copies_keep_the_estimators(copied: Any) -> None:
+    mc, x = fitted_small(), torch.randn(5, 6)
+    other = copied(mc)
+    assert torch.equal(other(x), mc(x))
+    assert other(x).std(0).min() > 0
+    mc.fit([b * 2 for b in batches()])
+    assert not torch.equal(other(x), mc(x))
+
+
+def test_torch_save_of_the_object(tmp_path: Path) -> None:
+    mc, x = fitted_small(), torch.randn(5, 6)
+    torch.save(mc, tmp_path / "mc.pt")
+    assert torch.equal(torch.load(tmp_path / "mc.pt", weights_only=False)(x), mc(x))
+
+
+def test_a_plain_checkpoint_loads_and_takes_the_statistics_away() -> None:
+    mc = fitted_small()
+    torch.manual_seed(5)
+    other = randomize(small())
+    mc.model.load_state_dict(other.state_dict())
+    assert not mc.fitted
+    with mc.deterministic():
+        x = torch.randn(5, 6)
+        assert torch.equal(mc(x), other(x))
+    unfitted = MCBatchNorm(small(), 4)
+    assert set(unfitted.model.state_dict()) == set(small().state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes(dtype: torch.dtype) -> None:
+    mc = fitted_small().to(dtype)
+    x = torch.randn(5, 6, dtype=dtype)
+    output = mc(x)
+    assert output.dtype == dtype
+    draws = fitted(mc)
+    assert draws[0]["1"][0][0].dtype == dtype
+    expected = torch.stack(predict(small().to(dtype), draws, x))
+    tolerance = 4 * torch.finfo(dtype).eps ** 0.5 if dtype != torch.float64 else 1e-10
+    torch.testing.assert_close(output, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_autocast_inference_mode_and_channels_last() -> None:
+    torch.manual_seed(0)
+    model = randomize(lenet(1, 10))
+    mc = MCBatchNorm(model, 3).fit([torch.randn(6, 1, 28, 28) for _ in range(3)])
+    x = torch.randn(4, 1, 28, 28)
+    expected = mc(x).detach()
+    with torch.inference_mode():
+        torch.testing.assert_close(mc(x), expected)
+        torch.testing.assert_close(mc(x.to(memory_format=torch.channels_last)), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = mc(x)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), expected, atol=0.1, rtol=0.1)
+
+
+def test_compile() -> None:
+    mc, x = fitted_small(), torch.randn(5, 6)
+    compiled = torch.compile(mc, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), mc(x))
+
+
+@pytest.mark.parametrize("network", ["lenet", "resnet18"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*pytree.*:UserWarning")
+def test_export_and_onnx(network: str, tmp_path: Path) -> None:
+    import onnxruntime
+    import torchvision
+
+    torch.manual_seed(0)
+    model = lenet(1, 10) if network == "lenet" else torchvision.models.resnet18(num_classes=10)
+    shape = (1, 28, 28) if network == "lenet" else (3, 32, 32)
+    mc = MCBatchNorm(randomize(model), 3).fit([torch.randn(6, *shape) for _ in range(3)])
+    mc.eval().requires_grad_(False)
+    x = torch.randn(3, *shape)
+    exported = torch.export.export(mc, (x,))
+    torch.testing.assert_close(exported.module()(x), mc(x), rtol=1e-4, atol=1e-4)
+    sizes = {"args": ({0: torch.export.Dim("batch")},)}
+    program = torch.onnx.export(mc, (x,), dynamo=True, dynamic_shapes=sizes, verbose=False)
+    program.save(tmp_path / "mc.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "mc.onnx")
+    for size in (1, 5):
+        x = torch.randn(size, *shape)
+        (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(output), mc(x), rtol=1e-4, atol=1e-4)
+
+
+def _distributed(rank: int, file: str, folder: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=2
+    )
+    torch.manual_seed(rank)
+    data = TensorDataset(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)))
+    mc = MCBatchNorm(small(), 4, mc_batch_size=8).fit(DataLoader(data))
+    torch.save(mc.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_hold_the_same_statistics(tmp_path: Path) -> None:
+    multiprocessing.spawn(_distributed, (str(tmp_path / "init"), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+# --- Wrong use ---------------------------------------------------------------------------------
+
+
+def test_before_fit() -> None:
+    with pytest.raises(
+        RuntimeError, match=r"holds no statistics yet; call fit\(train_dataloader\)"
+    ):
+        MCBatchNorm(small(), 4).eval()(torch.randn(5, 6))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"model": "lenet"}, TypeError, "model is a str"),
+        ({"model": nn.Linear(2, 2)}, ValueError, "Linear has no batch norm layer"),
+        ({"convert": False}, ValueError, "use convert=True"),
+        ({"num_estimators": 0}, ValueError, "num_estimators=0; it must be at least 1"),
+        ({"num_estimators": 2.0}, TypeError, "num_estimators=2.0 is a float"),
+        ({"num_estimators": True}, TypeError, "num_estimators=True is a bool"),
+        ({"mc_batch_size": -1}, ValueError, "mc_batch_size=-1"),
+        ({"correction": 2}, ValueError, "correction=2"),
+        ({"momentum": 0}, ValueError, "momentum=0"),
+        ({"momentum": 1.5}, ValueError, "momentum=1.5"),
+        ({"path": "fast"}, ValueError, "path='fast'"),
+        ({"chunk_bytes": 0}, ValueError, "chunk_bytes=0"),
+        (
+            {"model": nn.BatchNorm1d(2, track_running_stats=False), "momentum": 0.1},
+            ValueError,
+            "keeps none; use momentum=1.0",
+        ),
+    ],
+)
+def test_wrong_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        MCBatchNorm(**{"model": small(), **options})
+
+
+def _fails_midway() -> Iterator[Tensor]:
+    yield batches()[0]
+    raise OSError("disk gone")
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (batches(3), ValueError, "each of the 4 estimators, but the data ended after 3"),
+        ([], ValueError, "ended after 0"),
+        (5, TypeError, "a int, which cannot be iterated over"),
+        (DataLoader(TensorDataset(torch.randn(7, 6))), ValueError, "the loader's dataset has 7"),
+        (_fails_midway, OSError, "disk gone"),
+        ([torch.randn(1, 6)] * 4, ValueError, r"1 value\(s\) a channel"),
+        ([torch.full((9, 6), torch.nan)] * 4, ValueError, "layer '1' saw is not finite"),
+        ([torch.full((9, 6), torch.inf)] * 4, ValueError, "not finite"),
+        ([("no tensor", torch.randn(9, 6))] * 4, TypeError, "pass input_fn="),
+        ([torch.randn(9, 5)] * 4, RuntimeError, "shapes cannot be multiplied"),
+    ],
+)
+def test_a_failed_fit_keeps_the_former_statistics(
+    data: Any, error: type[Exception], message: str
+) -> None:
+    mc, x = fitted_small(mc_batch_size=8), torch.randn(5, 6)
+    before, modes = mc(x), [m.training for m in mc.modules()]
+    with pytest.raises(error, match=message):
+        mc.fit(data() if callable(data) else data)
+    assert torch.equal(mc(x), before)
+    assert [m.training for m in mc.modules()] == modes
+
+
+def test_a_failed_first_fit_leaves_nothing_behind() -> None:
+    mc = MCBatchNorm(small(), 4)
+    with pytest.raises(ValueError, match="ended after 1"):
+        mc.fit(batches(1))
+    with pytest.raises(RuntimeError, match="holds no statistics yet"):
+        mc.eval()(torch.randn(5, 6))
+    assert torch.equal(mc.model(torch.zeros(2, 6)), small()(torch.zeros(2, 6)))
+
+
+def test_generator_must_be_one_of_the_cpu() -> None:
+    with pytest.raises(TypeError, match=r"pass a torch\.Generator of the CPU"):
+        MCBatchNorm(small(), 4).fit(batches(), generator=3)  # pyright: ignore
+
+
+@pytest.mark.parametrize("indices", [[4], [-1]])
+def test_resample_of_an_estimator_that_is_not_there(indices: list[int]) -> None:
+    with pytest.raises(IndexError, match="there are num_estimators=4: 0 to 3"):
+        fitted_small().resample(batches(), indices)
+
+
+def test_resample_before_fit() -> None:
+    with pytest.raises(RuntimeError, match="holds no statistics yet"):
+        MCBatchNorm(small(), 4).resample(batches(), [0])
+
+
+def test_a_state_of_another_number_of_estimators() -> None:
+    with pytest.raises(RuntimeError, match="num_estimators=3; build one with as many"):
+        MCBatchNorm(small(), 3).load_state_dict(fitted_small().state_dict())
+
+
+def test_a_state_with_statistics_missing() -> None:
+    state = fitted_small().state_dict()
+    del state["model.5.mc_mean"], state["model.5.mc_var"]
+    fresh = MCBatchNorm(small(), 4)
+    fresh.eval().load_state_dict(state, strict=False)
+    with pytest.raises(RuntimeError, match="holds no statistics yet"):
+        fresh(torch.randn(5, 6))
+
+
+def test_no_converted_layer_is_left_out() -> None:
+    mc = MCBatchNorm(small(), 4)
+    names = [n for n, m in mc.model.named_modules() if isinstance(m, _BatchNorm)]
+    assert [type(mc.model.get_submodule(n)).__name__ for n in names] == ["MCBatchNorm1d"] * 2

@@ -1,0 +1,379 @@
+"""The wrapper against the slow reference, over the kinds of network that there are."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import pytest
+import torch
+import torchvision
+from reference import fitted, predict, randomize, relative_error, statistics_of
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mcbn import MCBatchNorm
+from mcbn.tree import tensors_of
+
+
+class PreActivation(nn.Module):
+    """The tensor from before the first batch norm is used again after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.bn1, self.conv1 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.bn2, self.head = nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.conv1(F.relu(self.bn1(x)))
+        x = F.max_pool2d(F.relu(self.bn2(x)), 2)
+        return self.head(x.mean((2, 3)))
+
+
+class Dense(nn.Module):
+    """Concatenates earlier tensors, as DenseNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.bn1, self.conv1 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.bn2, self.conv2 = nn.BatchNorm2d(8), nn.Conv2d(8, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.stem(x)
+        second = self.conv1(F.relu(self.bn1(first), inplace=True))
+        both = F.relu(self.bn2(torch.cat([first, second], 1)))
+        return self.conv2(F.max_pool2d(both, 3, stride=2, padding=1)).mean((2, 3))
+
+
+class TwoCalls(nn.Module):
+    """One batch norm layer, two times in a forward pass, also under a second name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.bn = nn.BatchNorm2d(3)
+        self.again = self.bn
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.bn(self.conv(x))), 2)
+        return self.again(self.conv(x)).flatten(1)
+
+
+class MixesExamples(nn.Module):
+    """What an example gets depends on the others in its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn, self.head = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.linear(x)))
+        x = torch.softmax(x @ x.T, dim=-1) @ x
+        return self.head(x - x.mean(0))
+
+
+class Branches(nn.Module):
+    """The values decide which way to go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn = nn.Linear(6, 8), nn.BatchNorm1d(8)
+        self.left, self.right = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(self.linear(x))
+        return self.left(x) if x.sum() > 0 else self.right(x.tanh())
+
+
+class InPlaceOnShared(nn.Module):
+    """Changes a tensor from before the first batch norm after it was used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Linear(6, 8), nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.bn(x)
+        x += y.relu()
+        return x
+
+
+class ActivatesInPlace(nn.Module):
+    """Uses the batch norm's output itself after an in-place activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        pooled = F.max_pool2d(y, 2)
+        F.relu(y, inplace=True)
+        return y.mean((2, 3)) + pooled.mean((2, 3))
+
+
+class BatchNormAct(nn.BatchNorm2d):
+    """A subclass with a forward of its own, that calls functional batch norm."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        x = F.batch_norm(input, mean, var, self.weight, self.bias, self.training, 0.1, self.eps)
+        return F.silu(x)
+
+
+class Point(NamedTuple):
+    mean: Tensor
+    log_var: Tensor
+
+
+@dataclasses.dataclass
+class Output:
+    logits: Tensor
+    parts: dict[str, Tensor]
+    name: str = "seven"
+
+
+class Structured(nn.Module):
+    """Dataclass, dict and named tuple out, two inputs in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.head = nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, *, scale: Tensor) -> tuple[Output, Point]:
+        x = self.bn(x) * scale
+        return Output(self.head(x), {"x": x, "scale": scale}), Point(x.mean(1), x.exp())
+
+
+def volume() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.ReLU(), nn.MaxPool3d(2), nn.Flatten(1)
+    )
+
+
+def signal() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU6(), nn.MaxPool1d(3), nn.Flatten(1)
+    )
+
+
+def table() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, 8),
+        nn.BatchNorm1d(8, affine=False),
+        nn.Dropout(0.5),
+        nn.Linear(8, 8),
+        nn.BatchNorm1d(8, track_running_stats=False),
+        nn.Linear(8, 3),
+    )
+
+
+NETWORKS = {
+    "pre-activation": (PreActivation, (3, 8, 8)),
+    "dense": (Dense, (3, 9, 9)),
+    "two calls": (TwoCalls, (3, 8, 8)),
+    "mixes examples": (MixesExamples, (6,)),
+    "branches": (Branches, (6,)),
+    "in place on shared": (InPlaceOnShared, (6,)),
+    "activates in place": (ActivatesInPlace, (3, 8, 8)),
+    "volume": (volume, (1, 6, 6, 6)),
+    "signal": (signal, (2, 12)),
+    "table": (table, (6,)),
+    "a batch norm itself": (lambda: nn.BatchNorm2d(3), (3, 4, 4)),
+    "sync": (lambda: nn.SyncBatchNorm.convert_sync_batchnorm(PreActivation()), (3, 8, 8)),
+}
+PATHS = {
+    "pre-activation": "vmap",
+    "dense": "vmap",
+    "mixes examples": "vmap",
+    "branches": "shared",
+    "in place on shared": "loop",
+    "table": "fold",
+    "two calls": "fold",
+    "signal": "fold",
+}
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 3000, 1 << 30])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_wrapper_equals_the_slow_reference(name: str, chunk_bytes: int) -> None:
+    torch.manual_seed(0)
+    make, shape = NETWORKS[name]
+    model = randomize(make().double())
+    batches = [torch.randn(7, *shape).double() for _ in range(5)]
+    mc = MCBatchNorm(model, 5, mc_batch_size=7, chunk_bytes=chunk_bytes).fit(batches)
+    draws = [statistics_of(model, (batch,)) for batch in batches]
+    for draw, held in zip(draws, fitted(mc), strict=True):
+        for layer, calls in draw.items():
+            for (mean, var), (held_mean, held_var) in zip(calls, held[layer], strict=True):
+                torch.testing.assert_close(held_mean, mean)
+                torch.testing.assert_close(held_var, var)
+    for batch_size in (1, 3):
+        x = torch.randn(batch_size, *shape).double()
+        before = x.clone()
+        with torch.no_grad():
+            output = mc(x)
+            expected = torch.stack(predict(model, draws, x))
+        assert relative_error(output, expected) < 1e-10
+        torch.testing.assert_close(x, before)
+    if name in PATHS:
+        assert f"path={PATHS[name]}" in repr(mc)
+
+
+@pytest.mark.parametrize("path", ["fold", "vmap", "shared", "loop"])
+def test_every_path_that_can_be_forced_is_right(path: str) -> None:
+    torch.manual_seed(0)
+    model = randomize(table().double())
+    mc = MCBatchNorm(model, 5, path=path).fit([torch.randn(7, 6).double() for _ in range(5)])
+    x = torch.randn(3, 6).double()
+    assert relative_error(mc(x), torch.stack(predict(model, fitted(mc), x))) < 1e-10
+    assert f"path={path}" in repr(mc)
+
+
+def test_a_path_that_cannot_be_is_an_error_and_keeps_the_former_statistics() -> None:
+    torch.manual_seed(0)
+    mc = MCBatchNorm(Branches(), 3, path="loop").fit([torch.randn(7, 6) for _ in range(3)])
+    before = mc.state_dict()
+    mc.path, mc._plan = "vmap", None
+    with pytest.raises(RuntimeError, match="data-dependent"):
+        mc.fit([torch.randn(7, 6) for _ in range(3)])
+    for key, value in mc.state_dict().items():
+        torch.testing.assert_close(value, before[key])
+
+
+def test_structured_outputs_and_several_inputs() -> None:
+    torch.manual_seed(0)
+    model = randomize(Structured())
+    batches = [{"x": torch.randn(9, 6), "scale": torch.rand(9, 1)} for _ in range(4)]
+    mc = MCBatchNorm(model, 4).fit(batches, input_fn=lambda batch: batch)
+    x, scale = torch.randn(2, 6), torch.rand(2, 1)
+    output, point = mc(x, scale=scale)
+    assert isinstance(output, Output)
+    assert isinstance(point, Point)
+    assert output.name == "seven"
+    expected = predict(model, fitted(mc), x, scale=scale)
+    for s, each in enumerate(expected):
+        for got, wanted in zip(tensors_of((output, point)), tensors_of(each), strict=True):
+            torch.testing.assert_close(got[s], wanted)
+
+
+def test_a_subclass_keeps_its_own_forward() -> None:
+    torch.manual_seed(0)
+    model = randomize(nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct(4), nn.MaxPool2d(2)))
+    mc = MCBatchNorm(model, 3).fit([torch.randn(6, 3, 8, 8) for _ in range(3)])
+    x = torch.randn(2, 3, 8, 8)
+    plain = nn.Sequential(model[0], nn.BatchNorm2d(4), nn.SiLU(), model[2])
+    plain[1].load_state_dict(model[1].state_dict())
+    torch.testing.assert_close(mc(x), torch.stack(predict(plain, fitted(mc), x)))
+
+
+def test_lazy_layers() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU()).eval()
+    with pytest.raises(ValueError, match=r"call model\(example_batch\) first"):
+        MCBatchNorm(model, 3)
+    model(torch.randn(6, 3, 8, 8))
+    mc = MCBatchNorm(randomize(model), 3).fit([torch.randn(6, 3, 8, 8) for _ in range(3)])
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(mc(x), torch.stack(predict(model, fitted(mc), x)))
+
+
+def test_hooks_see_every_estimator() -> None:
+    torch.manual_seed(0)
+    model = randomize(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)))
+    mc = MCBatchNorm(model, 3, path="shared").fit([torch.randn(7, 6) for _ in range(3)])
+    seen = []
+    mc.model[2].register_forward_hook(lambda module, args, output: seen.append(output))
+    output = mc(torch.randn(4, 6))
+    torch.testing.assert_close(torch.stack(seen), output)
+
+
+def test_mini_batches_that_do_not_reach_a_layer() -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.always, self.sometimes = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.always(x)
+            return self.sometimes(y) if x.sum() > 0 else y
+
+    torch.manual_seed(0)
+    model = randomize(Sometimes())
+    batches = [torch.rand(7, 6), -torch.rand(7, 6), torch.rand(7, 6)]
+    mc = MCBatchNorm(model, 3)
+    with pytest.warns(UserWarning, match="1 of 3 mini-batches did not reach layer 'sometimes'"):
+        mc.fit(batches)
+    draws = [statistics_of(model, (batch,)) for batch in batches]
+    trained = model.sometimes
+    draws[1]["sometimes"] = [(trained.running_mean, trained.running_var)]
+    x = torch.rand(2, 6)
+    torch.testing.assert_close(mc(x), torch.stack(predict(model, draws, x)))
+
+
+def test_more_calls_than_fit_saw_is_an_error() -> None:
+    class Repeats(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn, self.times = nn.BatchNorm1d(6), 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(self.times):
+                x = self.bn(x)
+            return x
+
+    mc = MCBatchNorm(Repeats(), 2).eval().fit([torch.randn(7, 6) for _ in range(2)])
+    mc.model.times = 2
+    with pytest.raises(RuntimeError, match="2 times, but those of fit did so 1 times"):
+        mc(torch.randn(2, 6))
+
+
+def _torchvision(name: str) -> nn.Module:
+    models = torchvision.models
+    if name in ("googlenet", "inception_v3"):
+        return getattr(models, name)(init_weights=False)
+    if name == "deeplabv3":
+        return models.segmentation.deeplabv3_mobilenet_v3_large(weights_backbone=None)
+    if name == "fcn":
+        return models.segmentation.fcn_resnet50(weights_backbone=None)
+    if name == "r3d_18":
+        return models.video.r3d_18()
+    return getattr(models, name)()
+
+
+TORCHVISION = {
+    "resnet18": (3, 32, 32),
+    "resnet50": (3, 32, 32),
+    "densenet121": (3, 32, 32),
+    "mobilenet_v3_small": (3, 32, 32),
+    "efficientnet_b0": (3, 32, 32),
+    "googlenet": (3, 32, 32),
+    "inception_v3": (3, 75, 75),
+    "shufflenet_v2_x0_5": (3, 32, 32),
+    "regnet_y_400mf": (3, 32, 32),
+    "deeplabv3": (3, 32, 32),
+    "fcn": (3, 32, 32),
+    "r3d_18": (3, 2, 16, 16),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision(name: str) -> None:
+    torch.manual_seed(0)
+    model = randomize(_torchvision(name))
+    shape = TORCHVISION[name]
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
+        model = model.to(dtype)
+        mc = MCBatchNorm(model, 2).fit([torch.randn(4, *shape, dtype=dtype) for _ in range(2)])
+        x = torch.randn(2, *shape, dtype=dtype)
+        with torch.no_grad():
+            outputs = tensors_of(mc(x))
+            expected = [tensors_of(each) for each in predict(model, fitted(mc), x)]
+        assert "path=loop" not in repr(mc)
+        for output, parts in zip(outputs, zip(*expected, strict=True), strict=True):
+            assert relative_error(output, torch.stack(parts)) < tolerance

@@ -1,0 +1,187 @@
+import logging
+import re
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import rich
+import torch
+from bs4 import BeautifulSoup
+from rich.console import Console
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from mcbn import ClassificationRoutine, Trainer, optim_lenet
+from mcbn.trainer import ResultTables, Table, Tables
+
+RESULTS = [
+    {
+        "test/cls/Acc": 0.9716,
+        "test/cls/NLL": 0.09141,
+        "test/cls/Brier": 0.0424,
+        "test/cal/MCE": 0.25,
+        "test/cal/aECE": 0.00414,
+        "test/cal/ECE": 0.00451,
+        "test/sc/Cov@5Risk": 1.0,
+        "test/sc/AURC": 0.00162,
+        "test/cplx/flops": 72_104_960.0,
+        "test/cplx/params": 44_470.0,
+    }
+]
+
+
+@pytest.fixture
+def console(monkeypatch):
+    """What is printed on rich's console, as the list of the printed objects."""
+    printed = []
+    fake = Console(width=100)
+    monkeypatch.setattr(fake, "print", lambda *objects, **_: printed.extend(objects))
+    monkeypatch.setattr(rich, "_console", fake)
+    return printed
+
+
+@pytest.fixture
+def routine():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+    return ClassificationRoutine(3, model, nn.CrossEntropyLoss(), optim_lenet)
+
+
+@pytest.fixture
+def loader():
+    torch.manual_seed(0)
+    return DataLoader(TensorDataset(torch.randn(40, 2), torch.arange(40) % 3), batch_size=8)
+
+
+def test_four_tables_in_the_units_that_people_use():
+    tables = ResultTables(RESULTS).tables
+    assert [(table.caption, *table.header) for table in tables] == [
+        ("Classification", "Metric", "Value"),
+        ("Calibration", "Metric", "Value"),
+        ("Selective classification", "Metric", "Value"),
+        ("Complexity", "Metric", "Value"),
+    ]
+    assert [tuple(row) for table in tables for row in table.rows] == [
+        ("Acc", "97.16 %"),
+        ("Brier", "0.0424"),
+        ("NLL", "0.0914"),
+        ("ECE", "0.451 %"),
+        ("aECE", "0.414 %"),
+        ("MCE", "25.00 %"),
+        ("AURC", "0.162 %"),
+        ("Cov@5Risk", "100.00 %"),
+        ("flops", "72.10 M"),
+        ("params", "44.47 K"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(850.0, "850"), (1e3, "1.00 K"), (2.5e9, "2.50 G"), (0.0, "0")]
+)
+def test_counts_are_shortened(number, shown):
+    assert ResultTables([{"test/cplx/flops": number}]).tables[0].rows == [["flops", shown]]
+
+
+def test_results_side_by_side_leave_a_gap_where_one_has_no_value():
+    mcbn = [{"test/cls/MI": 0.0124, "test/cls/Acc": 0.985}]
+    table = ResultTables({"plain": [{"test/cls/Acc": 0.98}], "MCBN": mcbn}).tables[0]
+    assert table.header == ["Metric", "plain", "MCBN"]
+    assert table.rows == [["Acc", "98.00 %", "98.50 %"], ["MI", "-", "0.0124"]]
+
+
+def test_metrics_of_others_get_tables_too():
+    tables = ResultTables([{"loss": 0.25, "ood/AUROC": 0.5, "test/cls/Acc": 1.0}]).tables
+    assert [(table.caption, table.rows) for table in tables] == [
+        ("Classification", [["Acc", "100.00 %"]]),
+        ("Other", [["loss", "0.2500"]]),
+        ("ood", [["AUROC", "0.5000"]]),
+    ]
+
+
+def test_text_and_html_hold_the_same_cells():
+    tables = ResultTables({"plain": RESULTS, "<b>": RESULTS})
+    soup = BeautifulSoup(tables._repr_html_(), "html.parser")
+    assert soup.div["class"] == ["mcbn-results"]
+    text = str(tables)
+    for drawn, table in zip(soup.find_all("table"), tables.tables, strict=True):
+        assert drawn.caption.text == table.caption
+        assert [th.text for th in drawn.thead.find_all("th", scope="col")] == table.header
+        body = [
+            [row.find("th", scope="row").text, *(td.text for td in row.find_all("td"))]
+            for row in drawn.tbody.find_all("tr")
+        ]
+        assert body == table.rows
+        for row in table.rows:
+            assert re.search(r"\W+".join(map(re.escape, row)), text)
+    assert soup.b is None
+
+
+def test_a_notebook_gets_both_forms():
+    from IPython.core.formatters import DisplayFormatter
+
+    bundle, _ = DisplayFormatter().format(Tables([Table("Caption", ["a", "b"], [["1", "2"]])]))
+    assert "<caption>Caption</caption>" in bundle["text/html"]
+
+
+def test_training_shows_the_modules_and_their_parameters_once(console, capfd, routine, loader):
+    Trainer(max_steps=2).fit(routine, loader)
+    [summary] = console
+    assert summary.tables[0].rows == [
+        ("0: Linear", "24"),
+        ("1: ReLU", "0"),
+        ("2: Linear", "27"),
+        ("Sequential, all in all", "51"),
+    ]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_test_prints_its_tables_once_and_returns_the_numbers(console, capfd, routine, loader):
+    results = Trainer().test(routine, loader)
+    [tables] = console
+    assert tables.tables == ResultTables(results).tables
+    assert len(tables.tables) == 4
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_at_all_is_printed_if_so_wanted(console, capfd, caplog, routine, loader):
+    trainer = Trainer(max_steps=2, enable_model_summary=False)
+    trainer.fit(routine, loader)
+    trainer.validate(routine, loader, verbose=False)
+    trainer.test(routine, loader, verbose=False)
+    assert trainer.predict(routine, loader)[0].shape == (8, 3)
+    assert console == []
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.text
+
+
+def test_lightnings_own_trainer_speaks_as_before(caplog):
+    level = logging.getLogger("lightning.pytorch").level
+    Trainer()
+    assert not caplog.text
+    assert logging.getLogger("lightning.pytorch").level == level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    assert "GPU available" in caplog.text
+
+
+def test_real_warnings_come_through(routine, loader):
+    trainer = Trainer(max_steps=1, enable_model_summary=False)
+    routine.eval()
+    with pytest.warns(UserWarning, match="eval mode at the start of training"):
+        trainer.fit(routine, loader)
+
+
+def test_lightnings_features_can_be_had(tmp_path, routine, loader):
+    trainer = Trainer(
+        max_epochs=1,
+        enable_model_summary=False,
+        enable_checkpointing=True,
+        default_root_dir=tmp_path,
+        logger=pl.loggers.CSVLogger(tmp_path),
+        log_every_n_steps=1,
+    )
+    trainer.fit(routine, loader)
+    [log] = tmp_path.rglob("metrics.csv")
+    assert "train/loss" in log.read_text()
+    assert list(tmp_path.rglob("*.ckpt"))
