@@ -118,7 +118,8 @@ class _Mapped(_Run):
 
     def normalized(self, layer: MCLayer, call: int, x: Tensor, sign: Tensor | None) -> Tensor:
         scale, shift = self.affine[layer]
-        return _scaled(x, scale[call], shift[call], sign, x.dim() - 2)
+        shape = (-1, *[1] * (x.dim() - 2))
+        return _scaled(x, scale[call], shift[call], sign, shape)
 
 
 class _Folded(_Run):
@@ -132,27 +133,28 @@ class _Folded(_Run):
 
     def normalized(self, layer: MCLayer, call: int, x: Tensor, sign: Tensor | None) -> Tensor:
         scale, shift = self.affine[layer]
-        self.batch = self.batch or x.shape[0]
-        y = x.unsqueeze(0) if x.shape[0] == self.batch else self.unfold(x)
-        scale, shift = scale[:, None, call], shift[:, None, call]
-        return _scaled(y, scale, shift, sign, x.dim() - 2).flatten(0, 1)
+        self.batch = self.batch or len(x)
+        y = x if len(x) == self.batch else self.unfold(x)
+        shape = (self.count, 1, -1, *[1] * (x.dim() - 2))
+        y = _scaled(y, scale[:, call], shift[:, call], sign, shape)
+        return y.view(-1, *y.shape[2:])
 
     def unfold(self, output: Tensor) -> Tensor:
         """Give a tensor of the network its estimator axis."""
-        if output.shape[0] == self.batch:  # it does not depend on the estimator
+        if len(output) == self.batch:  # it does not depend on the estimator
             return output.expand(self.count, *output.shape)
-        return output.unflatten(0, (self.count, self.batch))
+        return output.reshape(self.count, self.batch, *output.shape[1:])
 
 
 def _scaled(
-    x: Tensor, scale: Tensor, shift: Tensor, sign: Tensor | None, num_trailing: int
+    x: Tensor, scale: Tensor, shift: Tensor, sign: Tensor | None, shape: tuple[int, ...]
 ) -> Tensor:
     """Scale and shift, in the precision of the statistics, as native batch norm does."""
     if sign is not None:
         scale = scale * sign
-    shape = (*scale.shape, *[1] * num_trailing)
     # A third of the time of torch.addcmul, on a CPU and broadcast like this.
-    return (x * scale.view(shape)).add_(shift.view(shape)).to(x.dtype)
+    y = (x * scale.reshape(shape)).add_(shift.reshape(shape))
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 # --- Sharing ---------------------------------------------------------------------------------
@@ -227,6 +229,7 @@ _ACTIVATIONS = {
 }
 _IN_PLACE = {F.relu_, torch.relu_, Tensor.relu_}
 _POOLS_2D = {F.max_pool2d, torch.max_pool2d}
+_ADAPTIVE_POOLS = {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d}
 _POOLS = {*_POOLS_2D, F.max_pool1d, torch.max_pool1d, F.max_pool3d, torch.max_pool3d}
 
 
@@ -281,6 +284,12 @@ class Pending(Tensor):
         pooled = _max_pool(func, raw, args, kwargs)
         return Pending(pooled, self.layer, self.call, sign, self.activations)
 
+    def has_size(self, output_size: int | Sequence[int | None]) -> bool:
+        """Whether an adaptive pooling to this size would change nothing."""
+        size = self.raw.shape[2:]
+        wanted = [output_size] * len(size) if isinstance(output_size, int) else output_size
+        return all(w is None or w == s for w, s in zip(wanted, size, strict=True))
+
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -292,6 +301,8 @@ class Pending(Tensor):
             if func in _ACTIVATIONS:
                 inplace = func in _IN_PLACE or kwargs.get("inplace", len(args) > 1 and args[1])
                 return first.activate(_ACTIVATIONS[func], inplace)
+            if func in _ADAPTIVE_POOLS and first.has_size(*args[1:], **kwargs):
+                return first
             if func in _POOLS and not kwargs.get("return_indices", len(args) > 6 and args[6]):
                 return first.pool(func, args[1:], kwargs)
         return func(*_finished(args), **_finished(kwargs))

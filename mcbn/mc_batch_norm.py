@@ -22,7 +22,7 @@ from mcbn.tree import tensors_of, tree_map
 _DETERMINISTIC: ContextVar[bool] = ContextVar("mcbn_deterministic", default=False)
 
 # Measured on two cores: activations beyond this leave the cache. On a GPU launches are what costs.
-_CHUNK_BYTES_CPU = 8 << 20
+_CHUNK_BYTES_CPU = 16 << 20
 _CHUNK_BYTES_ELSEWHERE = 1 << 30
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -60,7 +60,7 @@ class MCBatchNorm(nn.Module):
         path: How estimators are run; ``"auto"`` lets :meth:`fit` find out (see
             :mod:`mcbn.engine`), ``"loop"`` is one plain forward pass after another.
         chunk_bytes: At most so many bytes for the largest activation of the estimators that run at
-            once. By default 8 MiB on a CPU and 1 GiB elsewhere.
+            once. By default 16 MiB on a CPU and 1 GiB elsewhere.
 
     Raises:
         TypeError: ``model`` is no module, or a number is of the wrong type.
@@ -316,7 +316,7 @@ class MCBatchNorm(nn.Module):
             return nothing, nothing.clone()
         missed = sum(len(draw) < num_calls for draw in draws)
         if missed:
-            if not layer.track_running_stats:
+            if layer.running_mean is None or layer.running_var is None:
                 raise ValueError(
                     f"{missed} of {len(draws)} mini-batches did not reach layer {name!r}, which "
                     "has no running statistics to take their place; use a larger mc_batch_size."
@@ -326,10 +326,11 @@ class MCBatchNorm(nn.Module):
                 "estimators use its trained running statistics there.",
                 stacklevel=4,
             )
-        trained = (layer.running_mean, layer.running_var)
-        rows = [[*draw, *[trained] * (num_calls - len(draw))] for draw in draws]
+            trained = (layer.running_mean, layer.running_var)
+            draws = [[*draw, *[trained] * (num_calls - len(draw))] for draw in draws]
+        calls = [call for draw in draws for call in draw]
         mean, var = (
-            torch.stack([torch.stack([call[part] for call in row]) for row in rows])
+            torch.stack([call[part] for call in calls]).view(len(draws), num_calls, -1)
             for part in (0, 1)
         )
         if not (mean.isfinite().all() and var.isfinite().all()):
@@ -366,13 +367,14 @@ def _set_statistics(statistics: Mapping[MCLayer, tuple[Tensor | None, Tensor | N
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode, and afterwards in the mode in which it was."""
-    before = {module: module.training for module in model.modules()}
-    model.eval()
+    in_training = [module for module in model.modules() if module.training]
+    for module in in_training:
+        module.training = False
     try:
         yield
     finally:
-        for module, training in before.items():
-            module.training = training
+        for module in in_training:
+            module.training = True
 
 
 @contextmanager
