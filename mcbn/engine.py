@@ -78,7 +78,7 @@ class _Run(ABC):
         x = _finish(x)
         if self.count * x.nbytes < _WORTH_PENDING and not self.shared.replays:
             return self.finish(layer, call, x, None)
-        return self.shared.once(layer, lambda: Pending(x, layer, call))
+        return self.shared.once(layer, lambda: _pending(x, layer, call))
 
     def finish(self, layer: MCLayer, call: int, x: Tensor, sign: Tensor | None) -> Tensor:
         """Scale and shift ``x``, that has been multiplied by ``sign``."""
@@ -191,7 +191,7 @@ class _Shared(TorchFunctionMode):
     def once(self, what: Any, compute: Callable[[], Any]) -> Any:
         if self.position < len(self.log):
             known, result = self.log[self.position]
-            if known is what:
+            if known == what:
                 self.position += 1
                 return result
             self.position = len(self.log)  # another way through the network: nothing more to share
@@ -313,6 +313,11 @@ class Pending(Tensor):
     ) -> Any:
         """Be the tensor for what reaches an operation by another way."""
         return func(*_finished(args), **_finished(kwargs or {}))
+
+
+def _pending(x: Tensor, layer: MCLayer, call: int) -> Pending:
+    with torch._C.DisableTorchFunction():  # what this asks of x is no call of the network's
+        return Pending(x, layer, call)
 
 
 def _finished(tree: Any) -> Any:

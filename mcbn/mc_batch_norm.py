@@ -22,7 +22,7 @@ from mcbn.tree import tensors_of, tree_map
 _DETERMINISTIC: ContextVar[bool] = ContextVar("mcbn_deterministic", default=False)
 
 # Measured on two cores: activations beyond this leave the cache. On a GPU launches are what costs.
-_CHUNK_BYTES_CPU = 16 << 20
+_CHUNK_BYTES_CPU = 8 << 20
 _CHUNK_BYTES_ELSEWHERE = 1 << 30
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -60,7 +60,7 @@ class MCBatchNorm(nn.Module):
         path: How estimators are run; ``"auto"`` lets :meth:`fit` find out (see
             :mod:`mcbn.engine`), ``"loop"`` is one plain forward pass after another.
         chunk_bytes: At most so many bytes for the largest activation of the estimators that run at
-            once. By default 16 MiB on a CPU and 1 GiB elsewhere.
+            once. By default 8 MiB on a CPU and 1 GiB elsewhere.
 
     Raises:
         TypeError: ``model`` is no module, or a number is of the wrong type.

@@ -197,8 +197,8 @@ def adaptive_calibration_error(confidence: Tensor, correct: Tensor, num_bins: in
     """Calibration error over bins that hold equally many examples, a scalar in float64 on the CPU.
 
     The examples are sorted by confidence and cut into bins whose sizes differ by at most one; the
-    value is the mean over the examples of their bin's |accuracy - confidence|. Equal-mass bins are
-    those of Nguyen and O'Connor, *Posterior calibration and exploratory analysis*, 2015; of the
+    value is the mean over the examples of their bin's ``|accuracy - confidence|``. Equal-mass bins
+    are those of Nguyen and O'Connor, *Posterior calibration and exploratory analysis*, 2015; of the
     variants in Nixon et al., *Measuring calibration in deep learning*, 2019, this is the one with
     top-label confidence and the l1 norm. Examples with equal confidence count with their common
     accuracy, so a tie may lie across two bins. Arguments and errors as in `reliability_bins`.
@@ -400,8 +400,8 @@ class MixtureLogLikelihood(_Mean):
 class CalibrationError(Metric):
     """Expected (ECE) or maximum (MCE) calibration error of the top label, in [0, 1].
 
-    Each bin of `reliability_bins` has a gap |accuracy - confidence|. ``norm="l1"`` is its mean over
-    the examples (Naeini et al. 2015; Guo et al. 2017, Eq. 3), ``norm="max"`` its maximum over the
+    Each bin of `reliability_bins` has a gap ``|accuracy - confidence|``. ``norm="l1"`` is its mean
+    over the examples (Naeini et al. 2015; Guo et al. 2017, Eq. 3), ``norm="max"`` its maximum over the
     bins that hold any (Guo et al., Eq. 5). The memory is two numbers a bin. torchmetrics, and
     torch-uncertainty through it, close the bins on the left and so give a confidence of exactly 1
     a bin of its own; away from the bins' edges the values are equal.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def lenet(
@@ -47,3 +49,52 @@ def lenet(
         nn.ReLU(),
         nn.Linear(84, num_classes),
     )
+
+
+def unet(in_channels: int, num_classes: int, width: int = 8) -> nn.Module:
+    """A U-Net over three scales, with batch normalization after each convolution.
+
+    Images ``(batch, in_channels, height, width)`` in, logits of each pixel ``(batch, num_classes,
+    height, width)`` out. After Ronneberger, Fischer and Brox, *U-Net: convolutional networks for
+    biomedical image segmentation*, 2015, with padded convolutions and far fewer channels.
+
+    Args:
+        in_channels: Channels of the images.
+        num_classes: Number of logits of a pixel.
+        width: Channels at the full size; each halving of the size doubles them.
+
+    Example:
+        >>> import torch
+        >>> model = unet(in_channels=1, num_classes=11)
+        >>> model(torch.zeros(2, 1, 48, 50)).shape
+        torch.Size([2, 11, 48, 50])
+    """
+    return _UNet(in_channels, num_classes, width)
+
+
+class _UNet(nn.Module):
+    def __init__(self, in_channels: int, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.first = _two_convolutions(in_channels, width)
+        self.down = nn.ModuleList([_two_convolutions(k * width, 2 * k * width) for k in (1, 2)])
+        self.up = nn.ModuleList([_two_convolutions(3 * k * width, k * width) for k in (2, 1)])
+        self.last = nn.Conv2d(width, num_classes, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales = [self.first(x)]
+        for down in self.down:
+            scales.append(down(F.max_pool2d(scales[-1], 2)))
+        x = scales.pop()
+        for up in self.up:
+            same_size = scales.pop()
+            x = F.interpolate(x, size=same_size.shape[2:])
+            x = up(torch.cat([same_size, x], dim=1))
+        return self.last(x)
+
+
+def _two_convolutions(in_channels: int, out_channels: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (in_channels, out_channels):
+        convolution = nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(out_channels), nn.ReLU()]
+    return nn.Sequential(*layers)

@@ -7,16 +7,18 @@ universal design*, 2008, that read on light and dark ground and for the colour-b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#808080"
+_SERIES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _BLUES = LinearSegmentedColormap.from_list("white to blue", ["white", BLUE])
 
 
@@ -168,4 +170,283 @@ def _array(values: Tensor) -> np.ndarray:
 def _new(label: str) -> Axes:
     figure, ax = plt.subplots(figsize=(4, 4), layout="constrained")
     figure.set_label(label)
+    return ax
+
+
+def plot_curves(
+    x: Tensor, curves: Tensor, points: tuple[Tensor, Tensor] | None = None, ax: Axes | None = None
+) -> Axes:
+    """The curves of several estimators, one over the other, and the data as dots.
+
+    Args:
+        x: ``(n,)``.
+        curves: ``(num_estimators, n)``; the more there are, the fainter each is.
+        points: The data, x and y, each ``(examples,)``.
+        ax: Where to draw.
+
+    Example:
+        >>> import torch
+        >>> ax = plot_curves(torch.arange(3.0), torch.rand(20, 3))
+        >>> len(ax.lines)
+        20
+    """
+    ax = ax or _wide(f"Curves of {len(curves)} estimators.")
+    _plot_points(points, ax)
+    alpha = min(max(2 / len(curves) ** 0.5, 0.1), 1)
+    ax.plot(_array(x), _array(curves.T), color=BLUE, lw=1.5, alpha=alpha)
+    ax.set(xlabel="x", ylabel="y")
+    return ax
+
+
+def plot_bands(
+    x: Tensor,
+    mean: Tensor,
+    bands: Mapping[str, Tensor],
+    points: tuple[Tensor, Tensor] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A curve inside bands, and the data as dots.
+
+    Args:
+        x: ``(n,)``.
+        mean: The curve, ``(n,)``.
+        bands: Half-widths by name, each ``(n,)``, the narrowest first.
+        points: The data, x and y, each ``(examples,)``.
+        ax: Where to draw.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(3.0)
+        >>> ax = plot_bands(x, x, {"two standard deviations": torch.ones(3)})
+        >>> ax.figure.get_label()
+        'A curve and around it the bands: two standard deviations.'
+    """
+    ax = ax or _wide(f"A curve and around it the bands: {', '.join(bands)}.")
+    _plot_points(points, ax)
+    xs, inner = _array(x), np.zeros(len(x))
+    for i, (name, half_width) in enumerate(bands.items()):
+        outer, style = (
+            _array(half_width),
+            {"color": _SERIES[i % len(_SERIES)], "alpha": 0.4, "lw": 0},
+        )
+        for sign in (-1, 1):
+            edges = _array(mean) + sign * inner, _array(mean) + sign * outer
+            ax.fill_between(xs, *edges, label=name if sign > 0 else None, **style)
+        inner = outer
+    ax.plot(xs, _array(mean), color=BLUE, lw=1.5)
+    ax.set(xlabel="x", ylabel="y")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_series(
+    x: Sequence[float] | Tensor,
+    series: Mapping[str, Sequence[float] | Tensor],
+    labels: tuple[str, str],
+    ax: Axes | None = None,
+    *,
+    marker: str = "o",
+    dashed: Mapping[str, float] | None = None,
+) -> Axes:
+    """Lines over a common axis, with a legend if there are several.
+
+    Args:
+        x: ``(n,)``.
+        series: Values by name, each ``(n,)``.
+        labels: What the two axes show.
+        ax: Where to draw.
+        marker: Matplotlib's marker of each value; ``""`` for none.
+        dashed: Values by name, drawn as level dashed lines to compare with.
+
+    Example:
+        >>> ax = plot_series([1, 2], {"MCBN": [0.3, 0.2]}, ("S", "NLL"), dashed={"plain": 0.25})
+        >>> ax.figure.get_label()
+        'NLL against S: MCBN, plain.'
+    """
+    dashed = dashed or {}
+    names = ", ".join([*series, *dashed])
+    ax = ax or _wide(f"{labels[1]} against {labels[0]}: {names}.")
+    for i, (name, values) in enumerate(series.items()):
+        ax.plot(x, values, color=_SERIES[i % len(_SERIES)], marker=marker, ms=4, label=name)
+    for i, (name, value) in enumerate(dashed.items()):
+        ax.axhline(value, color=GREY, ls=("--", ":")[i % 2], lw=1.2, label=name, zorder=0)
+    ax.set(xlabel=labels[0], ylabel=labels[1])
+    if len(series) + len(dashed) > 1:
+        ax.legend(frameon=False)
+    return ax
+
+
+def _plot_points(points: tuple[Tensor, Tensor] | None, ax: Axes) -> None:
+    if points is not None:
+        ax.scatter(*map(_array, points), s=6, color=GREY, alpha=0.6, linewidths=0, zorder=0)
+
+
+def _wide(label: str) -> Axes:
+    figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure.set_label(label)
+    return ax
+
+
+def plot_scores(
+    scores: Mapping[str, Tensor], names: Sequence[str], axes: np.ndarray | None = None
+) -> np.ndarray:
+    """Several methods' scores side by side: a dot for each run, and a bar for their mean.
+
+    Args:
+        scores: By the name of the score, ``(methods, runs)``; each gets its own axes.
+        names: The methods', from top to bottom.
+        axes: Where to draw, one for each score.
+
+    Example:
+        >>> import torch
+        >>> axes = plot_scores({"NLL": torch.tensor([[0.3, 0.4], [0.1, 0.2]])}, ["one", "five"])
+        >>> [label.get_text() for label in axes[0].get_yticklabels()]
+        ['one', 'five']
+    """
+    if axes is None:
+        size = (2.2 + 1.8 * len(scores), 0.9 + 0.3 * len(names))
+        figure = plt.figure(figsize=size, layout="constrained")
+        axes = figure.subplots(1, len(scores), squeeze=False, sharey=True).ravel()
+        means = "; ".join(
+            f"{score} {', '.join(f'{float(row.mean()):.3f}' for row in rows)}"
+            for score, rows in scores.items()
+        )
+        figure.set_label(f"Scores of {', '.join(names)}, with their means: {means}.")
+    for (score, rows), ax in zip(scores.items(), axes, strict=True):
+        for height, runs in enumerate(rows):
+            ax.plot(_array(runs), [height] * len(runs), "o", ms=6, alpha=0.9, mew=0, color=BLUE)
+            ax.plot(float(runs.mean()), height, "|", ms=14, mew=2.5, color=ORANGE)
+        ax.set(xlabel=score, ylim=(len(names) - 0.5, -0.5))
+        ax.set_yticks(range(len(names)), names)
+        ax.grid(axis="y", color=GREY, alpha=0.3, lw=0.8)
+        ax.locator_params(axis="x", nbins=3)
+    return axes
+
+
+def plot_maps(
+    images: Tensor, maps: Mapping[str, Tensor], axes: np.ndarray | None = None
+) -> np.ndarray:
+    """Images in the first row, and under them what a network says of each pixel, a row a map.
+
+    Args:
+        images: ``(n, height, width)``, pixels from 0 to 1.
+        maps: By the name of the row, ``(n, height, width)``: integers are classes, of which 0, the
+            background, stays empty; booleans are marked where true; other numbers are shades from
+            0 to the row's highest, with a scale.
+        axes: Where to draw, ``(1 + number of maps, n)``.
+
+    Example:
+        >>> import torch
+        >>> axes = plot_maps(torch.zeros(2, 8, 8), {"entropy": torch.rand(2, 8, 8)})
+        >>> axes[1, 0].get_ylabel(), axes[1, 1].images[0].get_clim()[0]
+        ('entropy', 0.0)
+    """
+    rows = {"image": images, **maps}
+    if axes is None:
+        size = (0.9 + 1.35 * len(images), 1.35 * len(rows))
+        figure, axes = plt.subplots(
+            len(rows), len(images), figsize=size, squeeze=False, layout="constrained"
+        )
+        figure.set_label(f"{len(images)} images in columns; their rows: {', '.join(rows)}.")
+    for (name, row), row_axes in zip(rows.items(), axes, strict=True):
+        is_shade = row is not images and row.dtype.is_floating_point
+        if row is images:
+            style = {"cmap": "gray", "vmin": 0, "vmax": 1}
+        elif is_shade:
+            style = {"cmap": "magma", "vmin": 0, "vmax": float(row.max())}
+        elif row.dtype == torch.bool:
+            style = {"cmap": ListedColormap([ORANGE])}
+        else:
+            style = {"cmap": "tab10", "vmin": 0.5, "vmax": 10.5}
+        for values, ax in zip(row, row_axes, strict=True):
+            drawn = _array(values)
+            if row is not images and not is_shade:
+                drawn = np.ma.masked_equal(drawn, 0)
+            ax.imshow(drawn, interpolation="nearest", **style)
+            ax.set(xticks=[], yticks=[])
+        if is_shade:
+            shown = row_axes[0].images[0]
+            shown.figure.colorbar(shown, ax=list(row_axes), pad=0.01, aspect=12)
+        row_axes[0].set_ylabel(name)
+    return axes
+
+
+def plot_histograms(values: Mapping[str, Tensor], label: str, ax: Axes | None = None) -> Axes:
+    """How often each value occurs, one histogram over the other, all in the same 40 bins.
+
+    Args:
+        values: By the name of the group, ``(examples,)``; each is scaled to an area of 1.
+        label: What the values are.
+        ax: Where to draw.
+
+    Example:
+        >>> import torch
+        >>> ax = plot_histograms({"digits": torch.rand(9), "clothes": torch.rand(5)}, "entropy")
+        >>> ax.figure.get_label()
+        'Histograms of entropy: digits, clothes.'
+    """
+    ax = ax or _wide(f"Histograms of {label}: {', '.join(values)}.")
+    lowest, highest = (
+        end(float(end(group)) for group in map(_array, values.values())) for end in (min, max)
+    )
+    for i, (name, group) in enumerate(values.items()):
+        style = {"color": _SERIES[i % len(_SERIES)], "alpha": 0.6, "label": name}
+        ax.hist(_array(group), bins=40, range=(lowest, highest), density=True, **style)
+    ax.set(xlabel=label, ylabel="density")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_roc(curves: Mapping[str, tuple[Tensor, Tensor]], ax: Axes | None = None) -> Axes:
+    """Receiver operating characteristics: what is found against what is flagged by mistake.
+
+    Args:
+        curves: By the name of the score, false and true positive rates, each ``(thresholds,)``.
+        ax: Where to draw.
+
+    Example:
+        >>> import torch
+        >>> false, true = torch.tensor([0.0, 0.1, 1.0]), torch.tensor([0.0, 0.9, 1.0])
+        >>> ax = plot_roc({"entropy": (false, true)})
+        >>> ax.lines[1].get_label()
+        'entropy'
+    """
+    ax = ax or _new(f"ROC curves of {', '.join(curves)}.")
+    ax.plot([0, 1], [0, 1], color=GREY, ls="--", lw=1, zorder=0)
+    for i, (name, rates) in enumerate(curves.items()):
+        ax.plot(*map(_array, rates), color=_SERIES[i % len(_SERIES)], label=name)
+    ax.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    ax.set(xlim=(-0.01, 1), ylim=(0, 1.01))
+    ax.legend(frameon=False, loc="lower right")
+    return ax
+
+
+def plot_heatmap(
+    values: Tensor,
+    rows: Sequence[object],
+    columns: Sequence[object],
+    labels: tuple[str, str, str],
+    ax: Axes | None = None,
+) -> Axes:
+    """A table as shades, with a scale from 0 to its highest value.
+
+    Args:
+        values: ``(rows, columns)``.
+        rows: Their names, from top to bottom.
+        columns: Their names.
+        labels: What the columns, the rows and the values are.
+        ax: Where to draw.
+
+    Example:
+        >>> import torch
+        >>> ax = plot_heatmap(torch.rand(2, 3), "ab", "xyz", ("letter", "name", "entropy"))
+        >>> [label.get_text() for label in ax.get_xticklabels()]
+        ['x', 'y', 'z']
+    """
+    ax = ax or _wide(f"{labels[2]} in shades, by {labels[1]} and {labels[0]}.")
+    shown = ax.imshow(_array(values), cmap="magma", vmin=0, aspect="auto")
+    ax.set_xticks(range(len(columns)), [str(column) for column in columns])
+    ax.set_yticks(range(len(rows)), [str(row) for row in rows])
+    ax.set(xlabel=labels[0], ylabel=labels[1])
+    ax.figure.colorbar(shown, ax=ax, label=labels[2], pad=0.02)
     return ax

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,16 +10,85 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 from torch.utils.flop_counter import FlopCounterMode
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from mcbn import metrics
-from mcbn.predictive import mean_probs, probabilities
+from mcbn.predictive import mean_probs, probabilities, summarise_regression
 
 Batch = tuple[Tensor, Tensor]
+OptimRecipe = Callable[[nn.Module], Any] | dict[str, Any]
 
 
-class ClassificationRoutine(LightningModule):
+class _Routine(LightningModule):
+    """An ordinary training, and a test in which no example counts twice."""
+
+    val_metrics: MetricCollection
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optim_recipe: OptimRecipe,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.optim_recipe = optim_recipe
+        self.train_loss = MeanMetric(nan_strategy="disable")
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What the network says."""
+        return self.model(inputs)
+
+    def configure_optimizers(self) -> Any:
+        """What the recipe says."""
+        return self.optim_recipe(self.model) if callable(self.optim_recipe) else self.optim_recipe
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        inputs, target = batch
+        loss = self.loss(self.model(inputs), target)
+        self.train_loss.update(loss.detach())
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the mean loss of the epoch: once, as logging takes a while next to a small step."""
+        self.log("train/loss", self.train_loss.compute(), prog_bar=True, sync_dist=True)
+        self.train_loss.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation metrics."""
+        self._log_and_reset(self.val_metrics)
+
+    def on_test_epoch_start(self) -> None:
+        """Finds out how many examples are this process's own."""
+        self._unseen: int | None = None
+        sampler: Any = getattr(self.trainer.test_dataloaders, "sampler", None)
+        if isinstance(sampler, DistributedSampler):
+            # It repeats examples at the end so that all processes get equally many; they must not
+            # count twice.
+            size = len(sampler.dataset)  # pyright: ignore[reportArgumentType]
+            self._unseen = len(range(sampler.rank, size, sampler.num_replicas))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """What the network says about a batch, with the estimators' axis if there is one."""
+        return self.model(batch[0])
+
+    def _own(self, batch: Batch) -> Batch:
+        """The examples of a test batch that count in this process."""
+        inputs, target = (part[: self._unseen] for part in batch)
+        if self._unseen is not None:
+            self._unseen -= len(inputs)
+        return inputs, target
+
+    def _log_and_reset(self, collection: MetricCollection) -> None:
+        # All processes have the same values by now; sync_dist only tells Lightning so.
+        self.log_dict(collection.compute(), sync_dist=True)
+        collection.reset()
+
+
+class ClassificationRoutine(_Routine):
     """Trains a classifier and measures how good its probabilities are.
 
     The network may give logits ``(batch, classes)`` or ``(num_estimators, batch, classes)``; the
@@ -52,13 +122,9 @@ class ClassificationRoutine(LightningModule):
         num_classes: int,
         model: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
-        optim_recipe: Callable[[nn.Module], Any] | dict[str, Any],
+        optim_recipe: OptimRecipe,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = loss
-        self.optim_recipe = optim_recipe
-        self.train_loss = MeanMetric(nan_strategy="disable")
+        super().__init__(model, loss, optim_recipe)
         self.val_metrics = MetricCollection(
             {"val/Acc": MulticlassAccuracy(num_classes, average="micro"), "val/NLL": metrics.NLL()}
         )
@@ -85,52 +151,16 @@ class ClassificationRoutine(LightningModule):
         )
         self._several = False
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The network's logits."""
-        return self.model(images)
-
-    def configure_optimizers(self) -> Any:
-        """What the recipe says."""
-        return self.optim_recipe(self.model) if callable(self.optim_recipe) else self.optim_recipe
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a batch."""
-        images, labels = batch
-        loss = self.loss(self.model(images), labels)
-        self.train_loss.update(loss.detach())
-        return loss
-
-    def on_train_epoch_end(self) -> None:
-        """Logs the mean loss of the epoch: once, as logging takes a while next to a small step."""
-        self.log("train/loss", self.train_loss.compute(), prog_bar=True, sync_dist=True)
-        self.train_loss.reset()
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to accuracy and negative log-likelihood."""
         images, labels = batch
         self.val_metrics.update(mean_probs(self.model(images)), labels)
 
-    def on_validation_epoch_end(self) -> None:
-        """Logs both."""
-        self._log_and_reset(self.val_metrics)
-
-    def on_test_epoch_start(self) -> None:
-        """Finds out how many images are this process's own."""
-        self._unseen: int | None = None
-        sampler: Any = getattr(self.trainer.test_dataloaders, "sampler", None)
-        if isinstance(sampler, DistributedSampler):
-            # It repeats images at the end so that all processes get equally many; they must not
-            # count twice.
-            size = len(sampler.dataset)  # pyright: ignore[reportArgumentType]
-            self._unseen = len(range(sampler.rank, size, sampler.num_replicas))
-
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the test metrics, and to those of several estimators if there are."""
         if batch_idx == 0:
             self._log_complexity(batch[0][:1])
-        images, labels = (part[: self._unseen] for part in batch)
-        if self._unseen is not None:
-            self._unseen -= len(images)
+        images, labels = self._own(batch)
         if not len(images):
             return
         logits = self.model(images)
@@ -145,10 +175,6 @@ class ClassificationRoutine(LightningModule):
         if self._several:
             self._log_and_reset(self.estimator_metrics)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The logits of a batch, with the estimators' axis if there is one."""
-        return self.model(batch[0])
-
     def _log_complexity(self, image: Tensor) -> None:
         with FlopCounterMode(display=False) as counter:
             self.model(image.expand(128, *image.shape[1:]))
@@ -156,7 +182,105 @@ class ClassificationRoutine(LightningModule):
         self.log("test/cplx/flops", float(counter.get_total_flops()), sync_dist=True)
         self.log("test/cplx/params", float(params), sync_dist=True)
 
-    def _log_and_reset(self, collection: MetricCollection) -> None:
-        # All processes have the same values by now; sync_dist only tells Lightning so.
-        self.log_dict(collection.compute(), sync_dist=True)
-        collection.reset()
+
+class RegressionRoutine(_Routine):
+    """Trains a regression and measures how good its predictive distribution is.
+
+    The network may give predictions of the targets' shape ``(batch,)`` or ``(batch, targets)``, or
+    with an estimator axis in front, ``(num_estimators, batch, …)``. So a trained ``routine.model``
+    can be replaced with an :class:`~mcbn.MCBatchNorm` of it, and tested again.
+
+    Testing logs, in the targets' own unit, ``test/reg/RMSE``, the error of the estimators' mean;
+    ``test/reg/CRPS``, the continuous ranked probability score of the normal distribution with their
+    mean and their variance plus ``1 / noise_precision``; ``test/reg/PLL``, the predictive log
+    likelihood of the mixture of the estimators; and ``test/reg/Coverage``, the share of targets in
+    the central 95 % of that normal distribution. These are the scores of Teye et al., *Bayesian
+    Uncertainty Estimation for Batch Normalized Deep Networks*, 2018, section 4; the coverage is an
+    addition.
+
+    Args:
+        model: The network.
+        loss: Called with predictions and targets, gives the training loss.
+        optim_recipe: Called with the network when a training begins, gives what Lightning's
+            ``configure_optimizers`` returns; or such a thing itself, good for one training.
+        noise_precision: The paper's tau, 1 / (unit of the target)², as
+            :func:`mcbn.noise.fit_noise_precision` finds it. The attribute may be changed between
+            two tests.
+        target_scale: What predictions and targets are multiplied by to be in their own unit: the
+            standard deviation by which they were divided, for standardized ones.
+
+    Raises:
+        ValueError: A precision or scale is not a finite number above 0; or, in a test, the shape of
+            the predictions does not fit that of the targets.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from mcbn import Trainer
+        >>> loader = DataLoader(TensorDataset(torch.ones(4, 3), torch.full((4, 1), 2.0)))
+        >>> routine = RegressionRoutine(nn.Identity(), nn.MSELoss(), torch.optim.Adam)
+        >>> routine.model = nn.AvgPool1d(3)  # a mean of 1 where 2 is right
+        >>> [results] = Trainer().test(routine, loader, verbose=False)
+        >>> results["test/reg/RMSE"], results["test/reg/Coverage"]
+        (1.0, 1.0)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optim_recipe: OptimRecipe,
+        noise_precision: float = 1.0,
+        target_scale: float = 1.0,
+    ) -> None:
+        super().__init__(model, loss, optim_recipe)
+        for name, value in {
+            "noise_precision": noise_precision,
+            "target_scale": target_scale,
+        }.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}={value!r}, wanted a finite number above 0.")
+        self.noise_precision = noise_precision
+        self.target_scale = target_scale
+        self.val_metrics = MetricCollection({"val/RMSE": MeanSquaredError(squared=False)})
+        self.error_metrics = MetricCollection({"test/reg/RMSE": MeanSquaredError(squared=False)})
+        self.gaussian_metrics = MetricCollection(
+            {
+                "test/reg/CRPS": metrics.GaussianCRPS(),
+                "test/reg/Coverage": metrics.IntervalCoverage(level=0.95),
+            }
+        )
+        self.estimator_metrics = MetricCollection({"test/reg/PLL": metrics.MixtureLogLikelihood()})
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the root mean squared error."""
+        predictions, target = self._in_own_unit(*batch)
+        self.val_metrics.update(predictions.mean(0), target)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the test metrics."""
+        inputs, target = self._own(batch)
+        if not len(inputs):
+            return
+        predictions, target = self._in_own_unit(inputs, target)
+        mean, _, variance = summarise_regression(predictions, 1 / self.noise_precision)
+        self.error_metrics.update(mean, target)
+        self.gaussian_metrics.update(mean, variance.sqrt(), target)
+        self.estimator_metrics.update(predictions, self.noise_precision, target)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs them."""
+        for collection in (self.error_metrics, self.gaussian_metrics, self.estimator_metrics):
+            self._log_and_reset(collection)
+
+    def _in_own_unit(self, inputs: Tensor, target: Tensor) -> Batch:
+        """Predictions ``(num_estimators, *target.shape)``, and the target."""
+        predictions = self.model(inputs)
+        estimators = predictions[None] if predictions.ndim == target.ndim else predictions
+        if estimators.shape[1:] != target.shape:
+            raise ValueError(
+                f"Given predictions of shape {tuple(predictions.shape)} for targets of shape "
+                f"{tuple(target.shape)}, wanted the targets' shape, with or without an estimator "
+                "axis in front; make the targets (batch, 1) if the network ends in nn.Linear(…, 1)."
+            )
+        return estimators * self.target_scale, target * self.target_scale

@@ -23,6 +23,7 @@ _CAPTIONS = {
     "cls": "Classification",
     "cal": "Calibration",
     "sc": "Selective classification",
+    "reg": "Regression",
     "cplx": "Complexity",
 }
 
@@ -57,6 +58,10 @@ _FORMATS = {
     "AURC": _percentage,
     "Cov@5Risk": _percentage,
     "Risk@80Cov": _percentage,
+    "RMSE": _number,
+    "CRPS": _number,
+    "PLL": _number,
+    "Coverage": _percentage,
     "flops": _count,
     "params": _count,
 }

@@ -467,9 +467,10 @@ def _distributed(rank: int, file: str, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{file}", rank=rank, world_size=2
     )
-    torch.manual_seed(rank)
     data = TensorDataset(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)))
-    mc = MCBatchNorm(small(), 4, mc_batch_size=8).fit(DataLoader(data))
+    mc = MCBatchNorm(small(), 4, mc_batch_size=8)
+    torch.manual_seed(rank)  # each would draw other mini-batches
+    mc.fit(DataLoader(data))
     torch.save(mc.state_dict(), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -11,8 +11,9 @@ import torchvision
 from reference import fitted, predict, randomize, relative_error, statistics_of
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from mcbn import MCBatchNorm
+from mcbn import MCBatchNorm, engine, lenet
 from mcbn.tree import tensors_of
 
 
@@ -232,6 +233,33 @@ def test_every_path_that_can_be_forced_is_right(path: str) -> None:
     x = torch.randn(3, 6).double()
     assert relative_error(mc(x), torch.stack(predict(model, fitted(mc), x))) < 1e-10
     assert f"path={path}" in repr(mc)
+
+
+@pytest.mark.parametrize("path", ["fold", "vmap", "shared"])
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_what_estimators_share_is_computed_once(
+    path: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = lenet(1, 10)
+    mc = MCBatchNorm(model, 5, path=path).fit([torch.randn(7, 1, 28, 28) for _ in range(5)]).eval()
+    x = torch.randn(2, 1, 28, 28)
+    mc.chunk_bytes = int(at_once * mc._plan.growth * x.nbytes) + 1
+    with FlopCounterMode(display=False) as all_of_it, torch.no_grad():
+        mc(x)
+    with FlopCounterMode(display=False) as first, torch.no_grad():
+        hidden = model[0](x)
+    with FlopCounterMode(display=False) as rest, torch.no_grad():
+        model[1:](hidden)
+    assert all_of_it.get_total_flops() == first.get_total_flops() + 5 * rest.get_total_flops()
+    pooled = []
+    max_pool = engine._max_pool
+    monkeypatch.setattr(engine, "_WORTH_PENDING", 0)
+    monkeypatch.setattr(engine, "_max_pool", lambda *a: pooled.append(a) or max_pool(*a))
+    with torch.no_grad():
+        mc(x)
+    chunks = 5 if path == "shared" else -(-5 // at_once)
+    assert len(pooled) == 1 + chunks  # the first max-pooling once, the second in every chunk
 
 
 def test_a_path_that_cannot_be_is_an_error_and_keeps_the_former_statistics() -> None:
