@@ -1,0 +1,288 @@
+"""What Sphinx-Gallery lacks for this site: HTML output in its place, figures for both themes with a
+required alt text, a record of each run, notebooks without reST roles, and a key for re-runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+import textwrap
+import warnings
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import rich
+import sphinx_gallery.notebook
+import torch
+from matplotlib.colors import to_rgba_array
+from matplotlib.image import imread
+from rich.console import Console
+from sphinx.errors import ExtensionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.figure import Figure
+    from sphinx.application import Sphinx
+
+VERSIONS = ("torch", "lightning", "numpy", "matplotlib", "sphinx-gallery")
+
+
+# --- Printed output: text stays text, tables become HTML, in the order they were printed ---
+
+
+class PageConsole(Console):
+    """The console that ``rich.get_console()`` returns while an example runs.
+
+    It keeps what offers itself as HTML in `pieces`, with the text printed before it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(width=88, color_system=None, force_jupyter=False, force_terminal=False)
+        self.pieces: list[str] = []
+
+    def print(self, *objects: Any, **kwargs: Any) -> None:
+        for rendered in objects:
+            if not hasattr(rendered, "_repr_html_"):
+                super().print(rendered, **kwargs)
+                continue
+            printed = sys.stdout.output  # type: ignore[union-attr]  # Sphinx-Gallery's tee
+            self.pieces.append(literal_block(printed.getvalue()))
+            printed.seek(0)
+            printed.truncate()
+            self.pieces.append(raw_html(rendered._repr_html_()))
+
+    def drain(self) -> str:
+        pieces, self.pieces = self.pieces, []
+        return "".join(pieces)
+
+
+def literal_block(text: str) -> str:
+    if not text.strip():
+        return ""
+    return (
+        ".. rst-class:: sphx-glr-script-out\n\n .. code-block:: none\n\n"
+        + textwrap.indent(text.rstrip().expandtabs(), " " * 4)
+        + "\n\n"
+    )
+
+
+def raw_html(markup: str) -> str:
+    box = f'<div class="mcbn-output">\n{markup}\n</div>'
+    return ".. raw:: html\n\n" + textwrap.indent(box, " " * 4) + "\n\n"
+
+
+def scrape_output(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
+    record_run(block_vars)
+    return rich.get_console().drain()  # type: ignore[attr-defined]
+
+
+# --- Figures: an alt text each, transparent, once for the light and once for the dark theme ---
+
+
+def scrape_figures(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
+    rst = []
+    for number in plt.get_fignums():
+        figure = plt.figure(number)
+        alt = " ".join(figure.get_label().split())
+        if not alt:
+            raise ExtensionError(
+                f"{Path(block_vars['src_file']).name}: a figure of the cell at line {block.lineno} "
+                'has no alt text; say what it shows with fig.set_label("…").'
+            )
+        light = Path(next(block_vars["image_path_iterator"]))
+        dark = light.with_stem(light.stem + "_dark")
+        rst.append(save(figure, light, alt, "only-light", gallery_conf))
+        darken(figure)
+        rst.append(save(figure, dark, alt, "only-dark", gallery_conf))
+    plt.close("all")
+    return "".join(rst)
+
+
+def save(figure: Figure, path: Path, alt: str, theme: str, gallery_conf: dict[str, Any]) -> str:
+    """Save at twice the size it is shown at, so that it is sharp on a HiDPI screen."""
+    figure.savefig(path, dpi=2 * 96, transparent=True, bbox_inches="tight")
+    height, width = imread(path).shape[:2]
+    source = Path(os.path.relpath(path, gallery_conf["src_dir"])).as_posix()
+    return textwrap.dedent(f"""
+        .. image:: /{source}
+           :alt: {alt}
+           :class: mcbn-figure {theme}
+           :width: {round(width / 2)}
+           :height: {round(height / 2)}
+           :loading: lazy
+
+        """)
+
+
+def darken(figure: Figure) -> None:
+    """Turn the greys of a drawn figure over: black text to near white, white frames to near black.
+
+    Colours stay, and so does text that is written over an image.
+    """
+    over_images = {text for ax in figure.axes if ax.images for text in ax.texts}
+    changes = []  # all are read before one is set: a marker's colour may follow its line's
+    for artist in set(figure.findobj()) - over_images:
+        for name in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
+            try:
+                colors = to_rgba_array(getattr(artist, f"get_{name}")())
+            except (AttributeError, TypeError, ValueError):  # no such colour
+                continue
+            grey = np.ptp(colors[:, :3], axis=1) < 0.05 if len(colors) else np.array([False])
+            if grey.any():
+                colors[grey, :3] = 0.92 - 0.85 * colors[grey, :3]
+                changes.append((getattr(artist, f"set_{name}"), colors))
+    for setter, colors in changes:
+        setter(colors if len(colors) > 1 else tuple(colors[0]))
+
+
+# --- One example: its surroundings, and what is recorded of the run ---
+
+_stack = contextlib.ExitStack()
+
+
+def reset(gallery_conf: dict[str, Any], fname: str | None, when: str) -> None:
+    """Before an example: a fresh console, and warnings as errors. After it: all as it was."""
+    _stack.close()
+    if when == "before":
+        _stack.enter_context(example_surroundings())
+
+
+@contextlib.contextmanager
+def example_surroundings() -> Iterator[None]:
+    torch.seed()  # the script has to set its seed itself
+    rich._console = PageConsole()
+    if (peak := Path("/proc/self/clear_refs")).exists():
+        with contextlib.suppress(OSError):  # a kernel that does not allow it
+            peak.write_text("5")  # starts the peak memory anew
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # plt.show() has no window here.
+        warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
+        yield
+    rich._console = None
+
+
+def peak_memory() -> int:
+    """The largest resident memory of this process, in bytes, since the example began."""
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def record_run(block_vars: dict[str, Any]) -> None:
+    """Note beside the page what it ran on; after the last cell this is the record of all."""
+
+    def describe(datamodule: Any) -> str:
+        name = type(datamodule).__name__.removesuffix("DataModule")
+        return name + (", the package's sample" if getattr(datamodule, "uses_sample", 0) else "")
+
+    names = block_vars["example_globals"].values()
+    data = {describe(value) for value in names if type(value).__name__.endswith("DataModule")}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    facts = {
+        "Device": gpu or f"CPU, {torch.get_num_threads()} threads",
+        "Memory": f"{peak_memory() / 2**30:.1f} GiB at most",
+        "Data": "; ".join(sorted(data)),
+        "Seed": str(torch.initial_seed()),
+        "Versions": f"Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in VERSIONS[:-1]),
+        "Date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+    run = Path(block_vars["target_file"]).with_suffix(".run.json")
+    run.write_text(json.dumps({k: v for k, v in facts.items() if v}), encoding="utf-8")
+
+
+def insert_record(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Show the record of the run after a tutorial's introduction."""
+    page = Path(app.srcdir, docname)
+    run, cost = page.with_suffix(".run.json"), page.with_suffix(".cost.json")
+    if not (run.exists() and cost.exists()):
+        return
+    facts = {"Time": f"{json.loads(cost.read_text())['time']:.1f} s", **json.loads(run.read_text())}
+    fields = "".join(f"   :{name}: {value}\n" for name, value in facts.items())
+    box = f".. container:: mcbn-run\n\n{fields}\n"
+    # The introduction ends where the first section or the first cell begins.
+    end = re.search(r"^(\.\. GENERATED FROM|\S.*\n-{3,}$)", source[0], flags=re.M).start()
+    source[0] = f"{source[0][:end]}{box}{source[0][end:]}"
+
+
+# --- Notebooks ---
+
+ROLE = re.compile(r":[\w:+-]+:`(?:([^`<]+?)\s*<[^`>]+>|(~?)([^`]+))`")
+
+
+def install_cell(repository: str) -> str:
+    """The first cell of every notebook: it installs the package only where it is missing."""
+    if repository:
+        install = f'%pip install --quiet "mcbn @ git+https://github.com/{repository}"'
+    else:
+        install = 'raise ModuleNotFoundError("run `pip install -e .` in a copy of the project")'
+    return (
+        "from importlib.util import find_spec\n\n"
+        f'if find_spec("mcbn") is None:  # on Colab, say\n    {install}'
+    )
+
+
+def plain_roles(text: str) -> str:
+    """Replace reST roles by Markdown code; math and literals are left to Sphinx-Gallery."""
+
+    def name(match: re.Match[str]) -> str:
+        if match[0].startswith(":math:"):
+            return match[0]
+        title, short, target = match.groups()
+        return title or f"``{target.rsplit('.', 1)[-1] if short else target}``"
+
+    return ROLE.sub(name, text)
+
+
+_rst2md = sphinx_gallery.notebook.rst2md
+
+
+def rst2md(text: str, *args: Any) -> str:
+    return _rst2md(plain_roles(text), *args)
+
+
+# --- When a tutorial runs again ---
+
+
+def rerun_key(root: Path) -> str:
+    """A digest of all that a page depends on, besides its script."""
+    digest = hashlib.sha256()
+    files = [p for p in (root / "mcbn").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    for path in [*sorted(files), Path(__file__)]:
+        digest.update(f"{path.name} ".encode() + hashlib.sha256(path.read_bytes()).digest())
+    digest.update(" ".join(version(name) for name in VERSIONS).encode())
+    return digest.hexdigest()
+
+
+def forget_old_runs(app: Sphinx) -> None:
+    """Drop Sphinx-Gallery's checksums when the key has changed, so that every tutorial runs."""
+    if not app.config.sphinx_gallery_conf["plot_gallery"]:
+        return
+    gallery = Path(app.srcdir, app.config.sphinx_gallery_conf["gallery_dirs"])
+    gallery.mkdir(exist_ok=True)
+    record = gallery / "rerun-key"
+    key = rerun_key(Path(app.srcdir).parent)
+    if not record.exists() or record.read_text() != key:
+        for checksum in gallery.rglob("*.py.md5"):
+            checksum.unlink()
+        record.write_text(key)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    sphinx_gallery.notebook.rst2md = rst2md
+    app.connect("builder-inited", forget_old_runs, priority=100)  # before the gallery is made
+    app.connect("source-read", insert_record)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

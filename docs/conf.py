@@ -1,0 +1,99 @@
+"""Sphinx configuration; the code it needs lives in ``_ext``, named here by import strings."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
+
+from mcbn_gallery import install_cell  # noqa: E402
+
+# The tutorials run in their own folder; what they download is kept in the project's.
+os.environ.setdefault("MCBN_DATA", str(ROOT / "data"))
+
+# The one variable of a public copy: "owner/name" on GitHub. With it, the notebooks' first cell can
+# install the package; without it, nothing on the site points to a copy that is not there.
+repository = os.environ.get("MCBN_REPOSITORY", "")
+
+metadata = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+project = metadata["name"]
+author = metadata["authors"][0]["name"]
+version = release = metadata["version"]
+copyright = f"{date.today().year}, {author}"
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+    "accessible",
+    "api",
+    "changelog",
+    "mathml",
+    "mcbn_gallery",
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "_ext"]
+default_role = "py:obj"
+
+# API pages
+autosummary_generate = True
+autodoc_inherit_docstrings = False  # Lightning's and torch's own docstrings are not ours to render
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"member-order": "bysource"}
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 88
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+napoleon_use_admonition_for_examples = False
+
+# The gallery
+sphinx_gallery_conf = {
+    "examples_dirs": "../auto_tutorials",
+    "gallery_dirs": "auto_tutorials",
+    "filename_pattern": r"tutorial_",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "image_scrapers": ("mcbn_gallery.scrape_output", "mcbn_gallery.scrape_figures"),
+    "reset_modules": ("matplotlib", "mcbn_gallery.reset"),
+    "reset_modules_order": "both",
+    "capture_repr": (),  # the page shows what the script prints, no more
+    "doc_module": ("mcbn",),
+    "backreferences_dir": "api/generated/backreferences",
+    "remove_config_comments": True,
+    "show_signature": False,
+    "write_computation_times": False,  # those pages load scripts from CDNs
+    "first_notebook_cell": install_cell(repository),
+}
+
+# HTML
+html_theme = "pydata_sphinx_theme"
+html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
+html_css_files = ["mcbn.css"]
+html_js_files = [("mcbn.js", {"defer": "defer"})]
+html_math_renderer = "mathml"
+html_copy_source = True
+html_show_sphinx = False
+html_context = {"default_mode": "auto"}
+html_theme_options = {
+    "logo": {"text": project},
+    "navigation_with_keys": False,
+    "show_toc_level": 2,
+    "secondary_sidebar_items": ["page-toc", "sg_download_links", "sourcelink"],
+    "footer_end": [],
+    "footer_start": ["copyright"],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+copybutton_exclude = ".linenos, .gp, .go"

@@ -1,0 +1,193 @@
+"""The built site as files: its text, links, figures, tables and downloads."""
+
+from __future__ import annotations
+
+import ast
+import re
+import zipfile
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+
+TUTORIAL = "auto_tutorials/Bayesian_Methods/tutorial_mc_batch_norm.html"
+
+# What a terminal or a failing build may leave in a page's printed output.
+CHATTER = {
+    "a warning": r"\w*Warning:|WARNING",
+    "a progress bar": r"\r|\d(?:it/s|s/it)\b|\d%\|",
+    "a traceback": r"Traceback \(most recent call last\)",
+    "an escape sequence": r"\x1b\[",
+    "an object's address": r"\bat 0x[0-9a-f]{6,}",
+}
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/~-])/(?:home|root|work|tmp|usr|opt|var|srv|mnt|Users|builds?)/[\w.-]+|[A-Z]:\\\w"
+)
+
+
+def resolve(page: str, link: str) -> tuple[str, str]:
+    """The file and the anchor that a relative `link` on `page` points to."""
+    parts = urlsplit(link)
+    if not parts.path:
+        return page, unquote(parts.fragment)
+    path = PurePosixPath(page).parent / unquote(parts.path)
+    steps: list[str] = []
+    for step in path.parts:
+        if step == "..":
+            assert steps, f"{link} on {page} leaves the site"
+            steps.pop()
+        elif step != ".":
+            steps.append(step)
+    return "/".join(steps), unquote(parts.fragment)
+
+
+def internal_links(soup) -> list[str]:
+    links = [a["href"] for a in soup.find_all("a", href=True)]
+    return [link for link in links if not urlsplit(link).scheme and not link.startswith("//")]
+
+
+def downloads(soup) -> dict[str, str]:
+    """The downloads at a tutorial's end, by suffix."""
+    links = [a["href"] for a in soup.select(".sphx-glr-footer-example a.download")]
+    return {PurePosixPath(link).suffix: link for link in links}
+
+
+def test_the_tutorial_is_there(site: Path) -> None:
+    assert (site / TUTORIAL).is_file()
+
+
+@pytest.mark.parametrize("kind", CHATTER)
+def test_output_has_no_chatter(parse, tutorial: str, kind: str) -> None:
+    outputs = parse(tutorial).select("div.sphx-glr-script-out, div.mcbn-output")
+    assert outputs, "the tutorial prints nothing"
+    for output in outputs:
+        found = re.search(CHATTER[kind], output.get_text())
+        assert not found, f"{kind}: {output.get_text()[:300]}"
+
+
+def test_no_path_of_the_build_machine(parse, page: str) -> None:
+    found = MACHINE_PATH.search(parse(page).get_text())
+    assert not found, found
+    assert Path(__file__).resolve().parents[2].as_posix() not in str(parse(page))
+
+
+def test_no_error_of_the_builder(parse, page: str) -> None:
+    assert not parse(page).select(".system-message, .problematic, p.admonition-title.error")
+
+
+def test_links_and_anchors_lead_somewhere(site: Path, parse, page: str) -> None:
+    broken = []
+    for link in internal_links(parse(page)):
+        target, anchor = resolve(page, link)
+        if target.endswith("/") or not PurePosixPath(target).suffix:
+            target = f"{target.rstrip('/')}/index.html"
+        anchored = anchor and target.endswith(".html")
+        if not (site / target).is_file() or (anchored and not parse(target).find(id=anchor)):
+            broken.append(link)
+    assert not broken
+
+
+def test_images_have_alternative_text_and_exist(site: Path, parse, page: str) -> None:
+    for image in parse(page).find_all("img"):
+        # An empty text is right for a picture whose link or caption already says it.
+        decorative = image.find_parent(class_="sphx-glr-thumbcontainer") is not None
+        assert image.get("alt") or (decorative and image.has_attr("alt")), image
+        assert (site / resolve(page, image["src"])[0]).is_file(), image
+
+
+def test_nothing_is_loaded_from_elsewhere(parse, page: str) -> None:
+    soup = parse(page)
+    loaded = [tag["src"] for tag in soup.find_all(src=True)]
+    rels = {"stylesheet", "preload", "icon", "modulepreload", "preconnect", "dns-prefetch"}
+    loaded += [tag["href"] for tag in soup.find_all("link", href=True) if rels & set(tag["rel"])]
+    assert loaded
+    elsewhere = [url for url in loaded if urlsplit(url).netloc]
+    assert not elsewhere
+
+
+def test_stylesheets_load_nothing_from_elsewhere(site: Path) -> None:
+    sheets = list(site.rglob("*.css"))
+    assert sheets
+    for sheet in sheets:
+        text = sheet.read_text(encoding="utf-8")
+        assert not re.search(r"""(?:url\(|@import)\s*["']?(?:https?:)?//""", text), sheet
+
+
+def test_figures_for_both_themes(parse, tutorial: str) -> None:
+    soup = parse(tutorial)
+    light = soup.select("img.mcbn-figure.only-light")
+    dark = soup.select("img.mcbn-figure.only-dark")
+    assert light, "the tutorial draws nothing"
+    assert [image["alt"] for image in light] == [image["alt"] for image in dark]
+    assert [image["src"].replace(".png", "_dark.png") for image in light] == [
+        image["src"] for image in dark
+    ]
+
+
+def test_result_tables_are_tables(parse) -> None:
+    tables = parse(TUTORIAL).select(".mcbn-results table")
+    text = " ".join(table.get_text(" ") for table in tables)
+    for metric in ("Acc", "Brier", "NLL", "ECE", "AURC", "Cov@5Risk", "flops", "params"):
+        assert metric in text
+    assert all(table.caption and table.find("th") for table in tables)
+    assert not re.search("[┏┃│╭]", parse(TUTORIAL).get_text())
+
+
+def test_tutorial_says_how_it_ran(parse, tutorial: str) -> None:
+    soup = parse(tutorial)
+    record = [term.text.rstrip(":") for term in soup.select(".mcbn-run dt")]
+    assert record == ["Time", "Device", "Memory", "Data", "Seed", "Versions", "Date"]
+    assert re.search(r"\d+ minutes \d+\.\d+ seconds", soup.select_one(".sphx-glr-timing").text)
+
+
+def test_downloads_resolve(site: Path, parse, tutorial: str) -> None:
+    soup = parse(tutorial)
+    links = downloads(soup)
+    assert set(links) == {".py", ".ipynb", ".zip"}
+    paths = {suffix: site / resolve(tutorial, link)[0] for suffix, link in links.items()}
+    ast.parse(paths[".py"].read_text(encoding="utf-8"))
+    nbformat.validate(nbformat.read(paths[".ipynb"], as_version=4))
+    with zipfile.ZipFile(paths[".zip"]) as archive:
+        assert archive.testzip() is None
+        for suffix in (".py", ".ipynb"):
+            assert archive.read(paths[suffix].name) == paths[suffix].read_bytes()
+    sidebar = [a["href"] for a in soup.select(".sphx-glr-sidebar-item a")]
+    assert sorted(sidebar) == sorted(links.values())
+
+
+def test_notebook_has_no_markup_of_another_kind(site: Path, parse, tutorial: str) -> None:
+    link = downloads(parse(tutorial))[".ipynb"]
+    notebook = nbformat.read(site / resolve(tutorial, link)[0], as_version=4)
+    assert 'find_spec("mcbn")' in notebook.cells[0].source
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert texts
+    for text in texts:
+        assert not re.search(r":\w+:`|^\.\. |`_\b", text, flags=re.M), text
+
+
+def public_names(module: str) -> list[str]:
+    """The package's names, or the functions and classes that one of its modules defines."""
+    mcbn = import_module("mcbn")
+    if module == "mcbn":
+        return mcbn.__all__
+    members = vars(import_module(module)).items()
+    return [
+        name for name, v in members if getattr(v, "__module__", "") == module and name[0] != "_"
+    ]
+
+
+@pytest.mark.parametrize("module", ["mcbn", "mcbn.predictive", "mcbn.metrics", "mcbn.plotting"])
+def test_every_public_name_has_a_page(site: Path, module: str) -> None:
+    names = public_names(module)
+    assert names
+    missing = [n for n in names if not (site / f"api/generated/{module}.{n}.html").is_file()]
+    assert not missing
+
+
+def test_math_is_drawn_by_the_browser_itself(site: Path, parse) -> None:
+    pages = [p.relative_to(site).as_posix() for p in site.rglob("*.html")]
+    formulas = [math for page in pages for math in parse(page).select(".math math")]
+    assert formulas
+    assert not any("mathjax" in str(tag).lower() for tag in parse(TUTORIAL).find_all("script"))

@@ -1,0 +1,137 @@
+"""The gallery's own extension, on a project of two small tutorials built in a temporary folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+EXTENSIONS = Path(__file__).resolve().parents[2] / "docs/_ext"
+
+CONF = f"""
+import sys
+sys.path.insert(0, {str(EXTENSIONS)!r})
+extensions = ["sphinx_gallery.gen_gallery", "mcbn_gallery"]
+sphinx_gallery_conf = {{
+    "examples_dirs": "../auto_tutorials",
+    "gallery_dirs": "auto_tutorials",
+    "filename_pattern": "tutorial_",
+    "abort_on_example_error": True,
+    "image_scrapers": ("mcbn_gallery.scrape_output", "mcbn_gallery.scrape_figures"),
+    "reset_modules": ("matplotlib", "mcbn_gallery.reset"),
+    "reset_modules_order": "both",
+    "capture_repr": (),
+    "write_computation_times": False,
+}}
+"""
+
+TUTORIAL = '''"""
+Title of {name}
+===============
+
+An introduction.
+"""
+
+with open("{log}", "a") as log:
+    log.write("{name} ")
+
+# %%
+# A cell.
+
+{code}
+'''
+
+TABLE = """
+import rich
+
+class Table:
+    def _repr_html_(self):
+        return "<table><caption>Shown</caption></table>"
+
+print("first")
+rich.get_console().print(Table())
+rich.get_console().print("second")
+"""
+
+
+class Project:
+    """A folder with a gallery; `build` tells which tutorials ran."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.log = root, root / "ran"
+        for folder in ("docs", "mcbn", "auto_tutorials"):
+            (root / folder).mkdir()
+        (root / "docs/conf.py").write_text(CONF)
+        (root / "docs/index.rst").write_text(
+            "Site\n====\n\n.. toctree::\n\n   auto_tutorials/index"
+        )
+        (root / "mcbn/__init__.py").write_text("answer = 41")
+        (root / "auto_tutorials/README.rst").write_text("Tutorials\n=========\n")
+
+    def write(self, name: str, code: str) -> None:
+        text = TUTORIAL.format(name=name, log=self.log, code=code)
+        (self.root / f"auto_tutorials/tutorial_{name}.py").write_text(text)
+
+    def build(self) -> tuple[list[str], subprocess.CompletedProcess[str]]:
+        self.log.write_text("")
+        done = subprocess.run(
+            [sys.executable, "-m", "sphinx", "-W", "--keep-going", "docs", "html"],
+            cwd=self.root,
+            env=os.environ | {"PYTHONPATH": str(self.root)},
+            capture_output=True,
+            text=True,
+        )
+        return self.log.read_text().split(), done
+
+    def page(self, name: str) -> BeautifulSoup:
+        text = (self.root / f"html/auto_tutorials/tutorial_{name}.html").read_text()
+        return BeautifulSoup(text, "html.parser")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def test_only_what_changed_runs_again(project: Project) -> None:
+    project.write("a", "print(1)")
+    project.write("b", "print(2)")
+    ran, done = project.build()
+    assert (ran, done.returncode) == (["a", "b"], 0), done.stderr
+    assert project.build()[0] == []
+    project.write("b", "print(3)")
+    assert project.build()[0] == ["b"]
+    (project.root / "mcbn/__init__.py").write_text("answer = 42")
+    assert project.build()[0] == ["a", "b"]
+    project.write("b", "assert False")
+    assert project.build()[0] == ["b"]
+    assert project.build()[0] == ["b"], "a tutorial that failed has to run again"
+
+
+def test_html_stands_where_it_was_printed(project: Project) -> None:
+    project.write("a", TABLE)
+    _, done = project.build()
+    assert done.returncode == 0, done.stderr
+    outputs = project.page("a").select("div.sphx-glr-script-out, div.mcbn-output")
+    assert [output.get_text().strip() for output in outputs] == ["first", "Shown", "second"]
+    assert outputs[1].table is not None
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import matplotlib.pyplot as plt\nplt.subplots()", "has no alt text"),
+        ("import warnings\nwarnings.warn('an odd thing')", "UserWarning: an odd thing"),
+        ("assert 1 + 1 == 3, 'a claim that fails'", "AssertionError: a claim that fails"),
+    ],
+)
+def test_build_fails_with_the_tutorials_own_error(project: Project, code: str, reason: str) -> None:
+    project.write("a", code)
+    _, done = project.build()
+    assert done.returncode != 0
+    assert reason in done.stderr
+    assert "tutorial_a.py" in done.stderr
