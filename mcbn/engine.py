@@ -256,15 +256,18 @@ class Pending(Tensor):
         self.raw, self.layer, self.call = raw, layer, call
         self.weight_sign, self.activations = sign, activations
         self.run, self.value = current_normalizer(), None
+        self.shared = self.run.shared.open  # other runs will get it, too
 
     def finish(self) -> Tensor:
         """The scaled and shifted tensor, for the run in progress."""
         run = current_normalizer() or self.run
-        if self.value is None or self.run is not run:
+        if self.value is None or (self.shared and self.run is not run):
             value = run.finish(self.layer, self.call, self.raw, self.weight_sign)
             for activation in self.activations:
                 value = activation(value, inplace=True)
             self.run, self.value = run, value
+            if not self.shared:
+                self.raw = value  # the memory is needed
         return self.value
 
     def activate(self, activation: Callable[..., Tensor], inplace: bool) -> Pending:

@@ -401,8 +401,8 @@ class CalibrationError(Metric):
     """Expected (ECE) or maximum (MCE) calibration error of the top label, in [0, 1].
 
     Each bin of `reliability_bins` has a gap ``|accuracy - confidence|``. ``norm="l1"`` is its mean
-    over the examples (Naeini et al. 2015; Guo et al. 2017, Eq. 3), ``norm="max"`` its maximum over the
-    bins that hold any (Guo et al., Eq. 5). The memory is two numbers a bin. torchmetrics, and
+    over the examples (Naeini et al. 2015; Guo et al. 2017, Eq. 3), ``norm="max"`` its maximum over
+    the bins that hold any (Guo et al., Eq. 5). The memory is two numbers a bin. torchmetrics, and
     torch-uncertainty through it, close the bins on the left and so give a confidence of exactly 1
     a bin of its own; away from the bins' edges the values are equal.
 
