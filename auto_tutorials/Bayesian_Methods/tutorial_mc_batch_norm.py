@@ -20,6 +20,8 @@ what to do with a batch, and a trainer that runs the routine. The seed stands he
 so that each run of it on the same machine gives the same numbers.
 """
 
+# sphinx_gallery_thumbnail_number = 2
+
 from lightning.pytorch import seed_everything
 from torch import nn
 

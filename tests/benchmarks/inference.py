@@ -4,7 +4,7 @@ Both run in one process, in turn, and the medians' ratio is printed with what wa
 needs torch-uncertainty, which is no dependency of this project, in an environment of its own:
 
     python3 -m venv bench && bench/bin/pip install -e . "torch-uncertainty==0.13.0"
-    bench/bin/python tests/benchmarks/inference.py [--only WORD] [--json FILE]
+    bench/bin/python tests/benchmarks/inference.py [--only WORD] [--csv FILE]
 
 On a machine with a GPU the rows that are asked for there are measured against plain passes.
 """
@@ -12,12 +12,11 @@ On a machine with a GPU the rows that are asked for there are measured against p
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import csv
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,6 +37,10 @@ class Row:
     ratio: float
     asked: float
     path: str
+
+    @property
+    def figures(self) -> tuple[float, float, float, float]:
+        return self.theirs, self.ours, self.ratio, self.asked
 
     @property
     def met(self) -> bool:
@@ -142,21 +145,21 @@ def fit_row(name: str, num_estimators: int, mc_batch_size: int, asked: float) ->
 
 
 def plain_passes_row(name: str, num_estimators: int, batch: int, passes: float, device: str) -> Row:
-    """How many passes of the plain network a prediction costs: asked is at most ``passes``."""
+    """A prediction against so many passes of the plain network."""
     model, shape = trained(name).to(device), NETWORKS[name][1]
     ours = MCBatchNorm(model, num_estimators, mc_batch_size=16)
     ours.fit([torch.randn(16, *shape, device=device) for _ in range(num_estimators)]).eval()
     x = torch.randn(batch, *shape, device=device)
     with torch.inference_mode():
         a, b = in_turn(lambda: model(x), lambda: ours(x))
-    case = f"{name}, {num_estimators} est., batch {batch}: <= {passes:g} plain passes ({device})"
-    return Row(case, a, b, passes * a / b, 1.0, ours._plan.path)
+    case = f"{name}, {num_estimators} estimators, batch {batch}, against {passes:g} plain passes"
+    return Row(f"{case} ({device})", passes * a, b, passes * a / b, 1.0, ours._plan.path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="rows whose name holds this word")
-    parser.add_argument("--json", type=Path, help="write the rows and the machine to this file")
+    parser.add_argument("--csv", type=Path, help="write the rows to this file, too")
     options = parser.parse_args()
 
     jobs: list[tuple[str, Callable[[], Row]]] = [
@@ -173,7 +176,7 @@ def main() -> None:
             )
         )
     rows = []
-    print(f"{'case':<66}{'theirs ms':>10}{'ours ms':>9}{'ratio':>7}{'asked':>7}")
+    print(f"{'case':<72}{'theirs ms':>10}{'ours ms':>9}{'ratio':>7}{'asked':>7}")
     for name, job in jobs:
         if options.only and options.only not in name:
             continue
@@ -181,18 +184,15 @@ def main() -> None:
         rows.append(row)
         verdict = "" if row.met else "  short"
         print(
-            f"{row.case:<66}{row.theirs:>10.2f}{row.ours:>9.2f}{row.ratio:>7.2f}{row.asked:>7.2f}{verdict}",
+            f"{row.case:<72}{row.theirs:>10.2f}{row.ours:>9.2f}{row.ratio:>7.2f}{row.asked:>7.2f}{verdict}",
             flush=True,
         )
-    if options.json:
-        machine = {
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        options.json.write_text(
-            json.dumps({**machine, "rows": [asdict(row) for row in rows]}, indent=1)
-        )
+    if options.csv:
+        with options.csv.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["Case", "The other, ms", "mcbn, ms", "Ratio", "Asked"])
+            for row in rows:
+                writer.writerow([row.case, *map("{:.2f}".format, row.figures)])
 
 
 if __name__ == "__main__":
