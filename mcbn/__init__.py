@@ -16,7 +16,8 @@ from mcbn.models import lenet
 if TYPE_CHECKING:
     from mcbn.datamodules import MNISTDataModule
     from mcbn.recipes import optim_lenet
-    from mcbn.routines import ClassificationRoutine
+    from mcbn.routines import ClassificationRoutine, RegressionRoutine
+    from mcbn.tables import TableDataModule
     from mcbn.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -25,6 +26,8 @@ __all__ = [
     "ClassificationRoutine",
     "MCBatchNorm",
     "MNISTDataModule",
+    "RegressionRoutine",
+    "TableDataModule",
     "Trainer",
     "lenet",
     "optim_lenet",
@@ -33,6 +36,8 @@ __all__ = [
 _LAZY = {
     "MNISTDataModule": "mcbn.datamodules",
     "ClassificationRoutine": "mcbn.routines",
+    "RegressionRoutine": "mcbn.routines",
+    "TableDataModule": "mcbn.tables",
     "Trainer": "mcbn.trainer",
     "optim_lenet": "mcbn.recipes",
 }

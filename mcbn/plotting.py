@@ -8,6 +8,7 @@ universal design*, 2008, that read on light and dark ground and for the colour-b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -247,6 +248,7 @@ def plot_series(
     *,
     marker: str = "o",
     dashed: Mapping[str, float] | None = None,
+    log: Literal["", "x", "xy"] = "",
 ) -> Axes:
     """Lines over a common axis, with a legend if there are several.
 
@@ -257,6 +259,7 @@ def plot_series(
         ax: Where to draw.
         marker: Matplotlib's marker of each value; ``""`` for none.
         dashed: Values by name, drawn as level dashed lines to compare with.
+        log: Which axes are logarithmic; such an x axis has its ticks at the values.
 
     Example:
         >>> ax = plot_series([1, 2], {"MCBN": [0.3, 0.2]}, ("S", "NLL"), dashed={"plain": 0.25})
@@ -271,8 +274,46 @@ def plot_series(
     for i, (name, value) in enumerate(dashed.items()):
         ax.axhline(value, color=GREY, ls=("--", ":")[i % 2], lw=1.2, label=name, zorder=0)
     ax.set(xlabel=labels[0], ylabel=labels[1])
+    if "x" in log:
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(x, [f"{float(value):g}" for value in x])
+    if "y" in log:
+        ax.set_yscale("log")
     if len(series) + len(dashed) > 1:
         ax.legend(frameon=False)
+    return ax
+
+
+def plot_intervals(
+    mean: Tensor, outer: Tensor, inner: Tensor, target: Tensor, ax: Axes | None = None
+) -> Axes:
+    """Forecasts side by side, each with two intervals, and the outcomes as dots.
+
+    Args:
+        mean: The forecasts, ``(n,)``, drawn in this order.
+        outer: Half-widths of the thin bars, ``(n,)``.
+        inner: Half-widths of the thick bars, ``(n,)``.
+        target: The outcomes, ``(n,)``; those outside the thin bar stand out.
+        ax: Where to draw.
+
+    Example:
+        >>> import torch
+        >>> ax = plot_intervals(torch.zeros(2), torch.ones(2), torch.ones(2) / 2, torch.ones(2))
+        >>> ax.figure.get_label()
+        '2 forecasts with their intervals, and the outcomes, of which 0 are outside.'
+    """
+    values, places = _array(mean), np.arange(len(mean))
+    outside = np.abs(_array(target) - values) > _array(outer)
+    if ax is None:
+        told = f"and the outcomes, of which {outside.sum()} are outside."
+        ax = _wide(f"{len(mean)} forecasts with their intervals, {told}")
+    for half_width, width, alpha in ((outer, 1.2, 0.5), (inner, 3.5, 0.7)):
+        low, high = values - _array(half_width), values + _array(half_width)
+        ax.vlines(places, low, high, color=BLUE, lw=width, alpha=alpha)
+    for chosen, color, name in ((~outside, GREY, "outcome"), (outside, ORANGE, "outcome outside")):
+        ax.scatter(places[chosen], _array(target)[chosen], s=14, color=color, label=name, zorder=3)
+    ax.set(xlabel="forecast", ylabel="target")
+    ax.legend(frameon=False, loc="upper left")
     return ax
 
 
@@ -390,7 +431,7 @@ def plot_histograms(values: Mapping[str, Tensor], label: str, ax: Axes | None = 
         end(float(end(group)) for group in map(_array, values.values())) for end in (min, max)
     )
     for i, (name, group) in enumerate(values.items()):
-        style = {"color": _SERIES[i % len(_SERIES)], "alpha": 0.6, "label": name}
+        style = {"color": _SERIES[i % len(_SERIES)], "alpha": 0.6, "lw": 0, "label": name}
         ax.hist(_array(group), bins=40, range=(lowest, highest), density=True, **style)
     ax.set(xlabel=label, ylabel="density")
     ax.legend(frameon=False)

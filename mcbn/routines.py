@@ -71,7 +71,7 @@ class _Routine(LightningModule):
             size = len(sampler.dataset)  # pyright: ignore[reportArgumentType]
             self._unseen = len(range(sampler.rank, size, sampler.num_replicas))
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """What the network says about a batch, with the estimators' axis if there is one."""
         return self.model(batch[0])
 

@@ -65,5 +65,6 @@ def test_a_mark_of_a_map_is_where_it_was_given() -> None:
 def test_given_axes_are_used() -> None:
     figure, axes = plt.subplots(2, 2)
     assert plot_maps(torch.zeros(2, 4, 4), {"wrong": torch.ones(2, 4, 4) > 0}, axes) is axes
-    assert plot_scores({"a": torch.ones(1, 2), "b": torch.ones(1, 2)}, ["x"], axes[0]) is axes[0]
+    row = axes[0]
+    assert plot_scores({"a": torch.ones(1, 2), "b": torch.ones(1, 2)}, ["x"], row) is row
     assert plt.get_fignums() == [figure.number]

@@ -1,0 +1,222 @@
+"""Regression tables as a Lightning datamodule."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+Part = Literal["train", "val", "test"]
+
+
+class TableDataModule(LightningDataModule):
+    """A table of numbers for a regression: features in, one column as the target.
+
+    Features and target are standardized with the mean and the population standard deviation of the
+    training part; a column that is constant there is divided by 1. Loaders give features
+    ``(batch, num_features)`` and targets ``(batch, 1)``, float32. Multiply by ``target_std`` and
+    add ``target_mean`` to have a prediction in the table's own unit; a routine takes ``target_std``
+    as its ``target_scale``.
+
+    Args:
+        path: A text file with a row of numbers a line, separated by white space, commas or
+            semicolons. Its first line may name the columns. Empty lines are passed over. Without a
+            path it is the diabetes table of scikit-learn: 442 patients, 10 features, and the
+            progress of the disease after a year.
+        target: The target's column, from 0; negative numbers count from the end.
+        batch_size: Rows in a batch of the training.
+        val_split: Share of the rows for validation.
+        test_split: Share of the rows for the test.
+        seed: Decides which rows are in which part.
+
+    Attributes:
+        num_features: How many features there are, known after ``setup``, as all that follows.
+        names: The columns' names, the features first; numbers where the file has none.
+        target_mean: Mean of the training part's targets.
+        target_std: Their population standard deviation.
+
+    Raises:
+        ImportError: No path was given, and scikit-learn is not installed.
+        OSError: The file cannot be read.
+        ValueError: An argument is out of range; or the file has a line that is no row of finite
+            numbers or is of another length, too few rows, or no such column.
+
+    Example:
+        >>> datamodule = TableDataModule(batch_size=32)
+        >>> features, target = next(iter(datamodule.train_dataloader()))
+        >>> features.shape, target.shape
+        (torch.Size([32, 10]), torch.Size([32, 1]))
+        >>> [len(datamodule.dataset(part)) for part in ("train", "val", "test")]
+        [266, 88, 88]
+    """
+
+    num_features: int
+    names: list[str]
+    target_mean: float
+    target_std: float
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        target: int = -1,
+        batch_size: int = 32,
+        *,
+        val_split: float = 0.2,
+        test_split: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}, wanted a whole number from 1 up.")
+        if not (val_split >= 0 and test_split > 0 and val_split + test_split < 1):
+            raise ValueError(
+                f"val_split={val_split} and test_split={test_split}, wanted shares whose sum is "
+                "below 1; only val_split may be 0."
+            )
+        self.path = path
+        self.target = target
+        self.batch_size = batch_size
+        self.val_split = val_split
+        self.test_split = test_split
+        self.seed = seed
+        self._datasets: dict[str, TensorDataset] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads, splits and standardizes the table, once for all stages."""
+        if self._datasets:
+            return
+        names, table = _diabetes() if self.path is None else read_table(self.path)
+        columns = list(range(table.shape[1]))
+        if len(columns) < 2 or not -len(columns) <= self.target < len(columns):
+            raise ValueError(
+                f"target={self.target}, but the table has {len(columns)} columns; wanted at least "
+                "two, and the number of one of them."
+            )
+        columns.append(columns.pop(self.target))
+        table = table[:, columns]
+        self.names = [names[column] for column in columns]
+        self.num_features = len(columns) - 1
+        rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(self.seed))
+        num_test, num_val = (round(p * len(table)) for p in (self.test_split, self.val_split))
+        test, val, train = rows.split([num_test, num_val, len(table) - num_test - num_val])
+        if not (len(train) and len(test) and (len(val) or not self.val_split)):
+            raise ValueError(
+                f"{len(table)} rows make {len(train)} for training, {len(val)} for validation and "
+                f"{len(test)} for the test, wanted at least 1 in each."
+            )
+        std, mean = torch.std_mean(table[train], dim=0, correction=0)
+        # Rounding may leave a constant column with a tiny standard deviation.
+        std[table[train].amin(0) == table[train].amax(0)] = 1
+        self.target_mean, self.target_std = mean[-1].item(), std[-1].item()
+        table = ((table - mean) / std).float()
+        self._datasets = {
+            part: TensorDataset(table[chosen, :-1], table[chosen, -1:])
+            for part, chosen in (("train", train), ("val", val), ("test", test))
+        }
+
+    def dataset(self, part: Part) -> TensorDataset:
+        """The standardized features and targets of a part, in ``.tensors``."""
+        self.setup()
+        if part not in self._datasets:
+            raise ValueError(f"part={part!r}, wanted 'train', 'val' or 'test'.")
+        return self._datasets[part]
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Training rows in random order; an incomplete last batch is dropped, as in the paper."""
+        data = self.dataset("train")
+        size = min(self.batch_size, len(data))
+        return DataLoader(data, batch_size=size, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Validation rows in their order, all in one batch."""
+        return self._in_order("val")
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Test rows in their order, all in one batch."""
+        return self._in_order("test")
+
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """The test rows again; their targets come along."""
+        return self._in_order("test")
+
+    def _in_order(self, part: Part) -> DataLoader[tuple[Tensor, ...]]:
+        data = self.dataset(part)
+        return DataLoader(data, batch_size=max(len(data), 1))
+
+
+def read_table(path: str | os.PathLike[str]) -> tuple[list[str], Tensor]:
+    r"""The columns' names and the numbers ``(rows, columns)``, float64, of a text file.
+
+    Args:
+        path: As :class:`TableDataModule` describes it.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: A line is no row of finite numbers, or of another length than the first row; or
+            there is no row. The message names the line, counted from 1.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "t.csv").write_text("length,weight\n1,2\n\n3,4.5\n")
+        ...     names, table = read_table(Path(folder, "t.csv"))
+        >>> names, table.tolist()
+        (['length', 'weight'], [[1.0, 2.0], [3.0, 4.5]])
+    """
+    name = Path(path).name
+    header: list[str] = []
+    rows: list[list[float]] = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), 1):
+        cells = _cells(line)
+        if not any(cells):
+            continue
+        if not rows and not header and not any(map(_is_number, cells)):
+            header = cells
+            continue
+        for cell in cells:
+            if not _is_number(cell) or not math.isfinite(float(cell)):
+                raise ValueError(f"{name}, line {number}: {cell!r} is no finite number.")
+        row = list(map(float, cells))
+        wanted = len(rows[0]) if rows else len(header) or len(row)
+        if len(row) != wanted:
+            raise ValueError(
+                f"{name}, line {number}: {len(row)} numbers, wanted {wanted} as in the lines above."
+            )
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{name} has no row of numbers.")
+    names = header or [str(column) for column in range(len(rows[0]))]
+    return names, torch.tensor(rows, dtype=torch.float64)
+
+
+def _cells(line: str) -> list[str]:
+    """Cells between semicolons, else between commas, else between white space."""
+    separator = next((mark for mark in ";," if mark in line), None)
+    return [cell.strip().strip("\"'") for cell in line.split(separator)]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _diabetes() -> tuple[list[str], Tensor]:
+    try:
+        from sklearn.datasets import load_diabetes
+    except ImportError as error:
+        raise ImportError(
+            "The diabetes table comes with scikit-learn, which is not installed; "
+            "pip install scikit-learn, or give a table of your own: TableDataModule(path=…)."
+        ) from error
+    data: Any = load_diabetes(scaled=False)
+    table = torch.from_numpy(data["data"]), torch.from_numpy(data["target"])[:, None]
+    return [*data["feature_names"], "progression"], torch.cat(table, dim=1).double()
