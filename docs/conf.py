@@ -7,6 +7,7 @@ import sys
 import tomllib
 from datetime import date
 from pathlib import Path
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
@@ -20,6 +21,12 @@ os.environ.setdefault("MCBN_DATA", str(ROOT / "data"))
 # install the package; without it, nothing on the site points to a copy that is not there.
 repository = os.environ.get("MCBN_REPOSITORY", "")
 
+# Where a public copy is served, as "https://owner.github.io/name/". With it there are a sitemap, a
+# page for wrong addresses with links from the root, and canonical addresses.
+site_url = os.environ.get("MCBN_SITE_URL", "")
+if site_url:
+    site_url = site_url.rstrip("/") + "/"
+
 metadata = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 project = metadata["name"]
 author = metadata["authors"][0]["name"]
@@ -29,16 +36,25 @@ copyright = f"{date.today().year}, {author}"
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "sphinxcontrib.bibtex",
     "accessible",
     "api",
     "changelog",
+    "describe",
     "mathml",
     "mcbn_gallery",
+    "sphinxext.opengraph",
+    "sphinx_llms_txt",
 ]
+if site_url:
+    extensions += ["sphinx_sitemap", "notfound.extension"]
+if repository:
+    extensions += ["repository"]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_ext"]
 default_role = "py:obj"
@@ -56,12 +72,34 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 napoleon_use_admonition_for_examples = False
 
+# Other projects' names, from the small inventories that make_inventories.py writes.
+intersphinx_mapping = {
+    "torch": ("https://docs.pytorch.org/docs/stable/", "inventories/torch.inv"),
+    "lightning": ("https://lightning.ai/docs/pytorch/stable/", "inventories/lightning.inv"),
+    "torchmetrics": (
+        "https://lightning.ai/docs/torchmetrics/stable/",
+        "inventories/torchmetrics.inv",
+    ),
+    "matplotlib": ("https://matplotlib.org/stable/", "inventories/matplotlib.inv"),
+}
+
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+
 # The gallery
 sphinx_gallery_conf = {
     "examples_dirs": "../auto_tutorials",
     "gallery_dirs": "auto_tutorials",
     "filename_pattern": r"tutorial_",
-    "within_subsection_order": "FileNameSortKey",
+    "subsection_order": [
+        "../auto_tutorials/Understanding",
+        "../auto_tutorials/Bayesian_Methods",
+        "../auto_tutorials/Evaluating_Uncertainty",
+        "../auto_tutorials/Applying_It",
+        "*",
+    ],
+    "within_subsection_order": "gallery_order.ReadingOrder",
+    "minigallery_sort_order": "gallery_order.reading_order",
     "abort_on_example_error": True,
     "image_scrapers": ("mcbn_gallery.scrape_output", "mcbn_gallery.scrape_figures"),
     "reset_modules": ("matplotlib", "mcbn_gallery.reset"),
@@ -85,15 +123,27 @@ html_js_files = [("mcbn.js", {"defer": "defer"})]
 html_math_renderer = "mathml"
 html_copy_source = True
 html_show_sphinx = False
-html_context = {"default_mode": "auto"}
+html_context = {"default_mode": "auto", "github": f"https://github.com/{repository}"}
+# Pages without others beside them need no list of them.
+html_sidebars = {page: [] for page in ("404", "bibliography", "changelog", "contributing")}
 html_theme_options = {
     "logo": {"text": project},
     "navigation_with_keys": False,
     "show_toc_level": 2,
-    "secondary_sidebar_items": ["page-toc", "sg_download_links", "sourcelink"],
+    "secondary_sidebar_items": ["page-toc", "sg_download_links", "sourcelink", "on_github"],
     "footer_end": [],
     "footer_start": ["copyright"],
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+html_baseurl = site_url
+sitemap_url_scheme = "{link}"
+sitemap_excludes = ["404.html", "genindex.html", "py-modindex.html", "search.html"]
+notfound_urls_prefix = urlsplit(site_url).path or "/"
+ogp_site_url = site_url
+ogp_image = f"{site_url}_static/eight_readings.png" if site_url else None
+ogp_image_alt = "Four digits, and under each what eight estimators of one network read in it."
+ogp_social_cards = {"enable": False}
+llms_txt_full_file = False
+llms_txt_uri_template = site_url + "{docname}.html"
 copybutton_exclude = ".linenos, .gp, .go"
