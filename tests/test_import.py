@@ -22,6 +22,8 @@ def test_every_public_name_can_be_had():
         "ClassificationRoutine",
         "MCBatchNorm",
         "MNISTDataModule",
+        "RegressionRoutine",
+        "TableDataModule",
         "Trainer",
         "lenet",
         "optim_lenet",

@@ -374,18 +374,18 @@ def _torchvision(name: str) -> nn.Module:
 
 
 TORCHVISION = {
-    "resnet18": (3, 32, 32),
-    "resnet50": (3, 32, 32),
-    "densenet121": (3, 32, 32),
-    "mobilenet_v3_small": (3, 32, 32),
-    "efficientnet_b0": (3, 32, 32),
-    "googlenet": (3, 32, 32),
-    "inception_v3": (3, 75, 75),
-    "shufflenet_v2_x0_5": (3, 32, 32),
-    "regnet_y_400mf": (3, 32, 32),
-    "deeplabv3": (3, 32, 32),
-    "fcn": (3, 32, 32),
-    "r3d_18": (3, 2, 16, 16),
+    "resnet18": (3, 64, 64),
+    "resnet50": (3, 64, 64),
+    "densenet121": (3, 64, 64),
+    "mobilenet_v3_small": (3, 64, 64),
+    "efficientnet_b0": (3, 64, 64),
+    "googlenet": (3, 64, 64),
+    "inception_v3": (3, 96, 96),
+    "shufflenet_v2_x0_5": (3, 64, 64),
+    "regnet_y_400mf": (3, 64, 64),
+    "deeplabv3": (3, 64, 64),
+    "fcn": (3, 64, 64),
+    "r3d_18": (3, 4, 32, 32),
 }
 
 
@@ -397,7 +397,8 @@ def test_torchvision(name: str) -> None:
     shape = TORCHVISION[name]
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
         model = model.to(dtype)
-        mc = MCBatchNorm(model, 2).fit([torch.randn(4, *shape, dtype=dtype) for _ in range(2)])
+        # Of so many values that no variance is close to 0, where a network amplifies rounding.
+        mc = MCBatchNorm(model, 2).fit([torch.randn(8, *shape, dtype=dtype) for _ in range(2)])
         x = torch.randn(2, *shape, dtype=dtype)
         with torch.no_grad():
             outputs = tensors_of(mc(x))
