@@ -194,7 +194,7 @@ def record_run(block_vars: dict[str, Any]) -> None:
     facts = {
         "Device": gpu or f"CPU, {torch.get_num_threads()} threads",
         "Memory": f"{peak_memory() / 2**30:.1f} GiB at most",
-        "Data": "; ".join(sorted(data)),
+        "Data": "; ".join(sorted(data)) or "made by the script",
         "Seed": str(torch.initial_seed()),
         "Versions": f"Python {platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in VERSIONS[:-1]),
