@@ -160,7 +160,7 @@ def row(name):
     return [name, *(f"{m:.3f}" for m in means), f"{binary_auroc(doubt, wrong.long()):.3f}"]
 
 
-header = ["", "where wrong", "where right", "AUROC"]
+header = ["doubt", "where wrong", "where right", "AUROC"]
 rich.print(Tables([Table("64 scenes, pixel by pixel", header, [row(name) for name in doubts])]))
 
 # %%

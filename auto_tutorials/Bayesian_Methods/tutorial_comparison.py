@@ -195,7 +195,7 @@ def row(name):
     return [name, *cells, cost[name]]
 
 
-header = ["", "Acc %", "NLL", "ECE %", "AURC %", "OOD %", "passes"]
+header = ["method", "Acc %", "NLL", "ECE %", "AURC %", "OOD %", "passes"]
 rich.print(Tables([Table("500 digits, three seeds", header, [row(name) for name in cost])]))
 
 # %%
