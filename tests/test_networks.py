@@ -193,6 +193,7 @@ PATHS = {
     "mixes examples": "vmap",
     "branches": "shared",
     "in place on shared": "loop",
+    "activates in place": "fold",
     "table": "fold",
     "two calls": "fold",
     "signal": "fold",
