@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from mcbn.checks import check_count, check_module
+
 
 class Normalizer(Protocol):
     """What stands in for the running statistics while a network is run."""
@@ -71,19 +73,27 @@ class MCLayer(_BatchNorm):
             with _Inside(self, normalizer):
                 return super().forward(input)
         self._check_input_dim(input)
-        return normalizer.normalize(self, input)
+        return self._normalize(normalizer, input)
+
+    def _normalize(self, normalizer: Normalizer, x: Tensor) -> Tensor:
+        if x.shape[1] != self.num_features:  # it would broadcast
+            raise ValueError(
+                f"{self} got an input of shape {tuple(x.shape)}, wanted {self.num_features} "
+                "channels, on the axis after the batch."
+            )
+        return normalizer.normalize(self, x)
 
     def scale_and_shift(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Those of some estimators, each ``(stop - start, num_calls, num_features)``."""
         mean, var = self._held()
-        if stop - start < len(mean):
+        if stop - start < mean.shape[0]:
             mean, var = mean[start:stop], var[start:stop]
         weight, bias = self.weight, self.bias
-        scale = (var + self.eps).rsqrt()
+        scale = (var + self.eps).rsqrt_()
         if weight is not None:
             scale = scale * weight
-        shift = mean * scale
-        return scale, -shift if bias is None else bias - shift
+        shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
+        return scale, shift
 
     def statistics(self, estimator: int, call: int) -> tuple[Tensor, Tensor]:
         """The mean and the variance of one estimator, each ``(num_features,)``."""
@@ -123,71 +133,49 @@ class MCLayer(_BatchNorm):
         unexpected_keys: Any,
         error_msgs: list[str],
     ) -> None:
-        if not any(key.endswith("mc_mean") for key in state_dict):
+        mean, var = (state_dict.get(prefix + name) for name in ("mc_mean", "mc_var"))
+        if mean is None and var is None:
             # A checkpoint of the plain network: statistics of other weights would be wrong.
             self.mc_mean = self.mc_var = None
-        like = self.weight if self.running_mean is None else self.running_mean
-        for name in ("mc_mean", "mc_var"):
-            saved = state_dict.get(prefix + name)
-            if saved is None:
-                continue
-            if saved.dim() != 3 or len(saved) != self.num_estimators:
-                error_msgs.append(
-                    f"{prefix}{name} has shape {tuple(saved.shape)}, but this wrapper has "
-                    f"num_estimators={self.num_estimators}; build one with as many as were saved."
-                )
-                return
-            setattr(self, name, (saved if like is None else like).new_empty(saved.shape))
+        elif wrong := self._wrong_in(mean, var):
+            error_msgs.append(f"{prefix}mc_mean and {prefix}mc_var {wrong}.")
+            return
+        else:
+            like = self.weight if self.running_mean is None else self.running_mean
+            like = mean if like is None else like
+            self.mc_mean, self.mc_var = like.new_empty(mean.shape), like.new_empty(mean.shape)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
+    def _wrong_in(self, mean: Any, var: Any) -> str:
+        """What is wrong with saved statistics, in words; nothing if they can be used."""
+        if not (isinstance(mean, Tensor) and isinstance(var, Tensor)):
+            kinds = f"{type(mean).__name__} and {type(var).__name__}"
+            return f"are of type {kinds}, wanted two tensors; take both from one saved state_dict()"
+        shapes = tuple(mean.shape), tuple(var.shape)
+        if not (
+            mean.shape == var.shape
+            and mean.dim() == 3
+            and (len(mean), mean.shape[2]) == (self.num_estimators, self.num_features)
+        ):
+            return (
+                f"have shapes {shapes}, wanted are two of (num_estimators, calls, num_features), "
+                f"but this wrapper has num_features={self.num_features} and "
+                f"num_estimators={self.num_estimators}; build one with as many as were saved"
+            )
+        if not (mean.is_floating_point() and var.is_floating_point()):
+            return f"hold {mean.dtype} and {var.dtype}, wanted floating point; save the state again"
+        if mean.is_meta or var.is_meta:
+            return ""  # no values to look at
+        if not (mean.isfinite().all() and var.isfinite().all()):
+            return "hold NaN or infinity, wanted finite numbers; fit and save again"
+        if (var < 0).any():
+            return "hold a negative variance; look whether means and variances were swapped"
+        return ""
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _restore, (_plain_class(type(self)),), self.__dict__
-
-
-class MiniBatch:
-    """Normalizes with the statistics of the batch that runs through, and keeps them.
-
-    Args:
-        correction: 0 for the biased variance, 1 for the unbiased one.
-
-    Attributes:
-        statistics: For each layer, the mean and the variance ``(num_features,)`` of each call.
-    """
-
-    def __init__(self, correction: int) -> None:
-        self.correction = correction
-        self.statistics: dict[MCLayer, list[tuple[Tensor, Tensor]]] = {}
-
-    def normalize(self, layer: MCLayer, x: Tensor) -> Tensor:
-        """Normalize ``(batch, num_features, …)`` with its own mean and variance."""
-        count = x.numel() // max(1, x.shape[1])
-        if count < 2:
-            raise ValueError(
-                f"{layer} got an input of shape {tuple(x.shape)}, {count} value(s) a channel, and "
-                "a variance needs at least 2; use a larger mc_batch_size."
-            )
-        like = x if layer.weight is None else layer.weight
-        # In two passes over the values: exact, and faster than batch norm in training mode.
-        wide = x if x.element_size() > 2 else x.float()
-        mean = _by_channel_mean(wide)
-        centred = wide - _along_channels(mean, x)
-        var = _by_channel_mean(centred.mul_(centred))
-        if self.correction:
-            var = var * (count / (count - 1))
-        mean, var = mean.to(like.dtype), var.to(like.dtype)
-        self.statistics.setdefault(layer, []).append((mean, var))
-        return F.batch_norm(x, mean, var, layer.weight, layer.bias, False, 0.0, layer.eps)
-
-
-def _by_channel_mean(x: Tensor) -> Tensor:
-    trailing = tuple(range(2, x.dim()))
-    return (x.mean(trailing) if trailing else x).mean(0)
-
-
-def _along_channels(values: Tensor, x: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (x.dim() - 2))
 
 
 class _Inside(TorchFunctionMode):
@@ -206,7 +194,7 @@ class _Inside(TorchFunctionMode):
     ) -> Any:
         if func in (F.batch_norm, torch.batch_norm):
             x = args[0] if args else (kwargs or {})["input"]
-            return self.normalizer.normalize(self.layer, x)
+            return self.layer._normalize(self.normalizer, x)
         return func(*args, **(kwargs or {}))
 
 
@@ -233,6 +221,10 @@ def _restore(plain: type[_BatchNorm]) -> MCLayer:
 def convert_batch_norm(model: nn.Module, num_estimators: int) -> nn.Module:
     """Turn every batch norm layer of ``model`` into an :class:`MCLayer`, in place.
 
+    Raises:
+        TypeError: ``model`` is no module, or the number no integer.
+        ValueError: The number is below 1.
+
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
         >>> model = convert_batch_norm(model, num_estimators=4)
@@ -241,6 +233,8 @@ def convert_batch_norm(model: nn.Module, num_estimators: int) -> nn.Module:
         >>> isinstance(model[1], nn.BatchNorm1d)
         True
     """
+    check_module("model", model)
+    check_count("num_estimators", num_estimators)
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, MCLayer):
             module.__class__ = _mc_class(type(module))

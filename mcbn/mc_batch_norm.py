@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from mcbn.batches import default_inputs, draw_batches
-from mcbn.engine import Path, Plan, choose_plan, is_traceable, predict, predict_traced
-from mcbn.layers import MCLayer, MiniBatch, convert_batch_norm, mc_layers, named_mc_layers, run_with
+from mcbn.checks import check_callable, check_count, check_module, check_number, check_type
+from mcbn.engine import MiniBatch, Path, Plan, choose_plan, is_traceable, predict, predict_traced
+from mcbn.layers import MCLayer, convert_batch_norm, mc_layers, named_mc_layers, run_with
 from mcbn.tree import tensors_of, tree_map
 
 _DETERMINISTIC: ContextVar[bool] = ContextVar("mcbn_deterministic", default=False)
@@ -90,22 +91,22 @@ class MCBatchNorm(nn.Module):
         chunk_bytes: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module.")
+        check_module("model", model)
         tensors = (*model.parameters(), *model.buffers())
         if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
             raise ValueError(
                 f"{type(model).__name__} has lazy layers that have seen no batch yet; call "
                 "model(example_batch) first."
             )
-        _check_count("num_estimators", num_estimators)
-        _check_count("mc_batch_size", mc_batch_size)
+        check_count("num_estimators", num_estimators)
+        check_type("convert", convert, bool, "True or False; the batch size is mc_batch_size=")
+        check_count("mc_batch_size", mc_batch_size)
         if chunk_bytes is not None:
-            _check_count("chunk_bytes", chunk_bytes)
+            check_count("chunk_bytes", chunk_bytes)
+        check_type("correction", correction, int, "0 (biased) or 1 (unbiased)")
         if correction not in (0, 1):
             raise ValueError(f"correction={correction!r}; it is 0 (biased) or 1 (unbiased).")
-        if not isinstance(momentum, int | float) or not 0 < momentum <= 1:
-            raise ValueError(f"momentum={momentum!r}; it must be above 0 and at most 1.")
+        check_number("momentum", momentum, "a number above 0, at most 1", lambda m: 0 < m <= 1)
         if path not in ("auto", "fold", "vmap", "shared", "loop"):
             raise ValueError(f"path={path!r}; it is 'auto', 'fold', 'vmap', 'shared' or 'loop'.")
         self.num_estimators = num_estimators
@@ -236,8 +237,9 @@ class MCBatchNorm(nn.Module):
         if torch.compiler.is_compiling() and is_traceable(layers):
             named = named_mc_layers(self.model)
             return predict_traced(self.model, named, self.num_estimators, args, kwargs)
-        plan = self._plan or self._find_plan(args, kwargs)
-        self._plan = plan
+        plan = self._plan
+        if plan is None:
+            plan = self._plan = self._find_plan(args, kwargs)
         budget = self.chunk_bytes or _chunk_bytes(layers[0])
         return predict(self.model, layers, self.num_estimators, plan, budget, args, kwargs)
 
@@ -271,11 +273,13 @@ class MCBatchNorm(nn.Module):
         """Run ``count`` mini-batches: the statistics of each layer, and the last one's inputs."""
         draws: list[dict[MCLayer, list[tuple[Tensor, Tensor]]]] = []
         inputs: Call = ((), {})
+        # Not before choose_plan has seen that it is right for this network.
+        pools_first = self._plan is not None and self._plan.path != "loop"
         with _evaluation_mode(self.model), _seeded(generator) as drawing:
             batches = draw_batches(data, count, self.mc_batch_size, drawing)
             for batch in _with_progress(batches, count):
                 inputs = self._inputs(batch, input_fn)
-                mini_batch = MiniBatch(self.correction)
+                mini_batch = MiniBatch(self.correction, pools_first)
                 with run_with(mini_batch):
                     self.model(*inputs[0], **inputs[1])
                 draws.append(mini_batch.statistics)
@@ -350,13 +354,6 @@ class MCBatchNorm(nn.Module):
 
 def _not_fitted() -> RuntimeError:
     return RuntimeError("MCBatchNorm holds no statistics yet; call fit(train_dataloader) first.")
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; pass an integer.")
-    if value < 1:
-        raise ValueError(f"{name}={value}; it must be at least 1.")
 
 
 def _set_statistics(statistics: Mapping[MCLayer, tuple[Tensor | None, Tensor | None]]) -> None:

@@ -22,12 +22,12 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """
     if isinstance(tree, Tensor):
         return function(tree, *others)
-    if isinstance(tree, Mapping):
-        pairs = {k: tree_map(function, v, *(other[k] for other in others)) for k, v in tree.items()}
-        return pairs if type(tree) is dict else _like(tree, pairs)
     if isinstance(tree, tuple | list):
         parts = [tree_map(function, *columns) for columns in zip(tree, *others, strict=True)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)  # pyright: ignore
+    if isinstance(tree, Mapping):
+        pairs = {k: tree_map(function, v, *(other[k] for other in others)) for k, v in tree.items()}
+        return pairs if type(tree) is dict else _like(tree, pairs)
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         fields = [f.name for f in dataclasses.fields(tree) if f.init]
         return dataclasses.replace(

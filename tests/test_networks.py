@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torchvision
-from reference import fitted, predict, randomize, relative_error, statistics_of
+from reference import Statistics, fitted, predict, randomize, relative_error, statistics_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -200,6 +200,14 @@ PATHS = {
 }
 
 
+def assert_statistics(mc: MCBatchNorm, draws: list[Statistics]) -> None:
+    for draw, held in zip(draws, fitted(mc), strict=True):
+        for layer, calls in draw.items():
+            for (mean, var), (held_mean, held_var) in zip(calls, held[layer], strict=True):
+                torch.testing.assert_close(held_mean, mean)
+                torch.testing.assert_close(held_var, var)
+
+
 @pytest.mark.parametrize("chunk_bytes", [1, 3000, 1 << 30])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_wrapper_equals_the_slow_reference(name: str, chunk_bytes: int) -> None:
@@ -209,11 +217,7 @@ def test_wrapper_equals_the_slow_reference(name: str, chunk_bytes: int) -> None:
     batches = [torch.randn(7, *shape).double() for _ in range(5)]
     mc = MCBatchNorm(model, 5, mc_batch_size=7, chunk_bytes=chunk_bytes).fit(batches)
     draws = [statistics_of(model, (batch,)) for batch in batches]
-    for draw, held in zip(draws, fitted(mc), strict=True):
-        for layer, calls in draw.items():
-            for (mean, var), (held_mean, held_var) in zip(calls, held[layer], strict=True):
-                torch.testing.assert_close(held_mean, mean)
-                torch.testing.assert_close(held_var, var)
+    assert_statistics(mc, draws)
     for batch_size in (1, 3):
         x = torch.randn(batch_size, *shape).double()
         before = x.clone()
@@ -224,6 +228,19 @@ def test_wrapper_equals_the_slow_reference(name: str, chunk_bytes: int) -> None:
         torch.testing.assert_close(x, before)
     if name in PATHS:
         assert f"path={PATHS[name]}" in repr(mc)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_second_fit_pools_first_and_is_as_right(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_WORTH_PENDING", 0)
+    torch.manual_seed(0)
+    make, shape = NETWORKS[name]
+    model = randomize(make().double())
+    first, second = ([torch.randn(7, *shape).double() for _ in range(3)] for _ in range(2))
+    mc = MCBatchNorm(model, 3, mc_batch_size=7).fit(first).fit(second)
+    assert_statistics(mc, [statistics_of(model, (batch,)) for batch in second])
 
 
 @pytest.mark.parametrize("path", ["fold", "vmap", "shared", "loop"])
