@@ -69,5 +69,6 @@ def check_has_values(**values: Tensor) -> None:
     for name, value in values.items():
         if value.is_meta:
             raise ValueError(
-                f"{name} is on the meta device, wanted values; use a tensor of a real device."
+                f"{name} is on the meta device and holds no values, wanted some; make it on a real "
+                "device."
             )

@@ -17,11 +17,11 @@ ways with the plain loop once, and does without them where they are not possible
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -34,6 +34,7 @@ from mcbn.layers import MCLayer, current_normalizer, run_with
 from mcbn.tree import tensors_of, tree_map
 
 Path = Literal["fold", "vmap", "shared", "loop"]
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 # Below so many bytes, letting a max-pooling go first takes longer than it saves.
 _WORTH_PENDING = 1 << 17
@@ -485,6 +486,10 @@ def is_traceable(layers: Iterable[MCLayer]) -> bool:
     )
 
 
+# The switch that choose_plan turns is the whole process's.
+_SWITCH = Lock()
+
+
 @torch.no_grad()
 def choose_plan(
     model: nn.Module,
@@ -494,33 +499,67 @@ def choose_plan(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Plan:
-    """The fastest way that gives what the plain loop gives, tried on one batch of inputs.
+    """The fastest way that gives what the plain loop gives, tried on examples of a batch.
 
-    A ``path`` other than ``"auto"`` is taken as it is.
+    Two examples show what mixes them, and one what a network does to a batch of one (a
+    ``squeeze()``, say). A ``path`` other than ``"auto"`` is taken as it is.
     """
     if path == "loop":
         return Plan("loop")
     few = min(num_estimators, 4)
-    candidates: tuple[Path, ...] = ("fold", "vmap", "shared") if path == "auto" else (path,)
-    expected = tensors_of(_in_chunks(model, layers, few, "loop", 1, _Shared(), args, kwargs))
-    for candidate in candidates:
+
+    def tried(path: Path, chunk: int, call: Call) -> tuple[list[Tensor], _Shared]:
         shared = _Shared()
+        return tensors_of(_in_chunks(model, layers, few, path, chunk, shared, *call)), shared
+
+    calls = [_examples(2, args, kwargs)]
+    expected = [tried("loop", 1, calls[0])[0]]
+    one = _examples(1, args, kwargs)
+    if _num_bytes(one) < _num_bytes(calls[0]):
+        with suppress(Exception):  # a network need not take a batch of one
+            expected.append(tried("loop", 1, one)[0])
+            calls.append(one)
+    candidates: tuple[Path, ...] = ("fold", "vmap", "shared") if path == "auto" else (path,)
+    for candidate in candidates:
+        # Of two estimators, one at a time as well: what the first computes is handed to the next.
+        chunks = (1,) if candidate == "shared" else (2, 1) if few == 2 else (2,)
         try:
-            with warnings.catch_warnings():
-                # vmap warns where it would run an operation once for each estimator.
-                warnings.simplefilter("error")
-                chunk = 1 if candidate == "shared" else 2
-                output = _in_chunks(model, layers, few, candidate, chunk, shared, args, kwargs)
+            with _no_slow_vmap():
+                trials = [[tried(candidate, chunk, call) for chunk in chunks] for call in calls]
         except Exception:
             # Whatever it was, the plain loop has just shown that it need not happen.
             if path != "auto":
                 raise
             continue
-        if path == "auto" and candidate == "fold" and shared.reads_values:
+        plan = Plan(candidate, trials[0][0][1].largest / max(1, _num_bytes(calls[0])))
+        if path != "auto":
+            return plan
+        results = [(*t, e) for e, ts in zip(expected, trials, strict=True) for t in ts]
+        if candidate == "fold" and any(shared.reads_values for _, shared, _ in results):
             continue  # it might read other values, for other estimators together or one by one
-        if path != "auto" or _agree(tensors_of(output), expected):
-            return Plan(candidate, shared.largest / max(1, _num_bytes((args, kwargs))))
+        if all(_agree(output, e) for output, _, e in results):
+            return plan
     return Plan("loop")
+
+
+def _examples(count: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """The first examples of a batch, where it is plain which axis they are on."""
+    sizes = {t.shape[0] if t.dim() else 0 for t in tensors_of((args, kwargs))}
+    if len(sizes) == 1 and min(sizes) > count:
+        return tree_map(lambda t: t[:count], (args, kwargs))
+    return args, kwargs
+
+
+@contextmanager
+def _no_slow_vmap() -> Iterator[None]:
+    """Make vmap raise where it would run an operation once for each estimator."""
+    switch = torch._C._functorch._set_vmap_fallback_enabled
+    with _SWITCH:
+        switch(False)
+        try:
+            yield
+        finally:
+            switch(True)
 
 
 def _agree(outputs: list[Tensor], expected: list[Tensor]) -> bool:

@@ -102,11 +102,12 @@ class MCLayer(_BatchNorm):
 
     def replace(self, estimators: Sequence[int], mean: Tensor, var: Tensor) -> None:
         """Put ``(len(estimators), num_calls, num_features)`` in the place of those of some."""
+        held_mean, held_var = self._held()
+        if mean.shape[1] != held_mean.shape[1]:
+            raise self._called_otherwise(mean.shape[1])
         index = torch.tensor(estimators, device=mean.device)
-        self.mc_mean, self.mc_var = (
-            held.index_copy(0, index, new)
-            for held, new in zip(self._held(), (mean, var), strict=True)
-        )
+        self.mc_mean = held_mean.index_copy(0, index, mean)
+        self.mc_var = held_var.index_copy(0, index, var)
 
     def _held(self) -> tuple[Tensor, Tensor]:
         mean, var = self.mc_mean, self.mc_var
@@ -118,10 +119,14 @@ class MCLayer(_BatchNorm):
         """Raise RuntimeError where there are no statistics for the layer's call number ``call``."""
         fitted = 0 if self.mc_mean is None else self.mc_mean.shape[1]
         if call >= fitted:
-            raise RuntimeError(
-                f"this forward pass calls {self} {call + 1} times, but those of fit did so "
-                f"{fitted} times; call fit with batches for which the network does the same."
-            )
+            raise self._called_otherwise(call + 1)
+
+    def _called_otherwise(self, times: int) -> RuntimeError:
+        fitted = 0 if self.mc_mean is None else self.mc_mean.shape[1]
+        return RuntimeError(
+            f"this forward pass calls {self} {times} times, but those of fit did so "
+            f"{fitted} times; call fit with batches for which the network does the same."
+        )
 
     def _load_from_state_dict(
         self,
@@ -141,9 +146,10 @@ class MCLayer(_BatchNorm):
             error_msgs.append(f"{prefix}mc_mean and {prefix}mc_var {wrong}.")
             return
         else:
+            saved = state_dict[prefix + "mc_mean"]
             like = self.weight if self.running_mean is None else self.running_mean
-            like = mean if like is None else like
-            self.mc_mean, self.mc_var = like.new_empty(mean.shape), like.new_empty(mean.shape)
+            like = saved if like is None else like
+            self.mc_mean, self.mc_var = like.new_empty(saved.shape), like.new_empty(saved.shape)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

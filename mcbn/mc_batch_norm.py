@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
 
 from mcbn.batches import default_inputs, draw_batches
-from mcbn.checks import check_callable, check_count, check_module, check_number, check_type
-from mcbn.engine import MiniBatch, Path, Plan, choose_plan, is_traceable, predict, predict_traced
+from mcbn.checks import (
+    check_callable,
+    check_count,
+    check_has_values,
+    check_module,
+    check_number,
+    check_type,
+)
+from mcbn.engine import (
+    Call,
+    MiniBatch,
+    Path,
+    Plan,
+    choose_plan,
+    is_traceable,
+    predict,
+    predict_traced,
+)
 from mcbn.layers import MCLayer, convert_batch_norm, mc_layers, named_mc_layers, run_with
 from mcbn.tree import tensors_of, tree_map
 
@@ -25,8 +43,6 @@ _DETERMINISTIC: ContextVar[bool] = ContextVar("mcbn_deterministic", default=Fals
 # Measured on two cores: activations beyond this leave the cache. On a GPU launches are what costs.
 _CHUNK_BYTES_CPU = 8 << 20
 _CHUNK_BYTES_ELSEWHERE = 1 << 30
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class MCBatchNorm(nn.Module):
@@ -92,6 +108,11 @@ class MCBatchNorm(nn.Module):
     ) -> None:
         super().__init__()
         check_module("model", model)
+        if any(isinstance(module, MCBatchNorm) for module in model.modules()):
+            raise ValueError(
+                f"the {type(model).__name__} holds an MCBatchNorm already; pass the network in it, "
+                "its .model."
+            )
         tensors = (*model.parameters(), *model.buffers())
         if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
             raise ValueError(
@@ -154,7 +175,8 @@ class MCBatchNorm(nn.Module):
 
         Dropout and everything but batch norm run in evaluation mode; afterwards every module is in
         the mode in which it was. If anything fails, the former statistics stay in force. In a
-        distributed run every process must call it, and all get the statistics of the first.
+        distributed run every process must call it, and all get the statistics of the first; where
+        it fails in one, it fails in all.
 
         Args:
             data: A DataLoader over the training set: each estimator gets ``mc_batch_size`` examples
@@ -167,20 +189,19 @@ class MCBatchNorm(nn.Module):
                 a dict of keyword arguments. By default the first part of the batch.
 
         Raises:
-            TypeError: ``data`` is not iterable, or a batch holds no tensor.
-            ValueError: There are too few examples or batches, a layer sees one value a channel, or
-                a statistic is not finite.
+            RuntimeError: In a distributed run, another process failed.
+            TypeError: ``data`` is not iterable, a batch holds no tensor, or an argument is of the
+                wrong type.
+            ValueError: There are too few examples or batches, a layer sees one value a channel or
+                another number of channels than its own, a statistic is not finite, or the network
+                is on the meta device.
         """
-        drawn, inputs = self._draw(data, self.num_estimators, generator, input_fn)
-        former = {layer: (layer.mc_mean, layer.mc_var) for layer in drawn}
-        _set_statistics(drawn)
-        try:
+        drawn, inputs = self._draw_together(data, self.num_estimators, generator, input_fn)
+        with self._former_if_this_fails(), _together(_device_of(self.model)):
+            _set_statistics(drawn)
             if self._plan is None:
                 with _evaluation_mode(self.model):
-                    self._plan = self._find_plan(*_two_examples(*inputs))
-        except BaseException:
-            _set_statistics(former)
-            raise
+                    self._plan = self._find_plan(*inputs)
         return self
 
     def resample(
@@ -204,24 +225,54 @@ class MCBatchNorm(nn.Module):
 
         Raises:
             IndexError: An index is out of range.
-            RuntimeError: There are no statistics yet.
-            ValueError: As in :meth:`fit`.
+            RuntimeError: There are no statistics yet, or the network calls a layer more or less
+                often than it did in :meth:`fit`.
+            TypeError: ``estimators`` are no integers; or as in :meth:`fit`.
+            ValueError: There is no index, or one comes twice; or as in :meth:`fit`.
         """
         if not self.fitted:
             raise _not_fitted()
-        chosen = list(estimators)
-        for index in chosen:
-            if not 0 <= index < self.num_estimators:
-                raise IndexError(
-                    f"estimator {index} was asked for, but there are num_estimators="
-                    f"{self.num_estimators}: 0 to {self.num_estimators - 1}."
-                )
-        drawn, _ = self._draw(data, len(chosen), generator, input_fn)
-        for layer, (mean, _) in drawn.items():
-            layer.check_call(mean.shape[1] - 1)
-        for layer, (mean, var) in drawn.items():
-            layer.replace(chosen, mean, var)
+        chosen = _indices(estimators, self.num_estimators)
+        drawn, _ = self._draw_together(data, len(chosen), generator, input_fn)
+        with self._former_if_this_fails():
+            for layer, (mean, var) in drawn.items():
+                layer.replace(chosen, mean, var)
         return self
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As PyTorch's, but all or nothing: a state that cannot be loaded changes nothing.
+
+        A ``state_dict()`` holds tensors only. Read it from a file with ``torch.load(path,
+        weights_only=True)``, PyTorch's default, which runs no code that a file may hold.
+
+        Args:
+            state_dict: What ``state_dict()`` of a wrapper returned, fitted or not. One without
+                statistics takes those of the wrapper away, as they were of other weights.
+            strict: Whether missing and unexpected names are errors.
+            assign: Take the tensors themselves, not their values.
+
+        Raises:
+            RuntimeError: It is of another architecture or ``num_estimators``, or its statistics are
+                not whole.
+            TypeError: It is no mapping.
+        """
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        held = [(m, dict(m._parameters), dict(m._buffers)) for m in self.modules()]
+        plan = self._plan
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except BaseException:
+            self._plan = plan
+            for module, parameters, buffers in held:
+                module._parameters.update(parameters)
+                module._buffers.update(buffers)
+            with torch.no_grad():
+                for tensor, value in values:
+                    tensor.copy_(value)
+            raise
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The plain network in training mode, ``num_estimators`` samples in evaluation mode.
@@ -262,6 +313,28 @@ class MCBatchNorm(nn.Module):
         layers = mc_layers(self.model)
         return choose_plan(self.model, layers, self.num_estimators, self.path, args, kwargs)
 
+    @contextmanager
+    def _former_if_this_fails(self) -> Iterator[None]:
+        """If anything fails in this context, the statistics and the plan stay what they were."""
+        former = {layer: (layer.mc_mean, layer.mc_var) for layer in mc_layers(self.model)}
+        plan = self._plan
+        try:
+            yield
+        except BaseException:
+            _set_statistics(former)
+            self._plan = plan
+            raise
+
+    def _draw_together(self, *args: Any) -> tuple[dict[MCLayer, tuple[Tensor, Tensor]], Call]:
+        """As :meth:`_draw`, with the statistics of the first process in all of them."""
+        with _together(_device_of(self.model)):
+            drawn, inputs = self._draw(*args)
+        if distributed.is_available() and distributed.is_initialized():
+            for statistics in drawn.values():
+                for statistic in statistics:
+                    distributed.broadcast(statistic, src=0)
+        return drawn, inputs
+
     @torch.no_grad()
     def _draw(
         self,
@@ -273,6 +346,14 @@ class MCBatchNorm(nn.Module):
         """Run ``count`` mini-batches: the statistics of each layer, and the last one's inputs."""
         draws: list[dict[MCLayer, list[tuple[Tensor, Tensor]]]] = []
         inputs: Call = ((), {})
+        device = _device_of(self.model)
+        if device and device.type == "meta":
+            raise ValueError(
+                "the network is on the meta device, without weights; call to_empty(device=…) and "
+                "load_state_dict(…) first."
+            )
+        if input_fn is not None:
+            check_callable("input_fn", input_fn, "a function from a batch to the network's inputs")
         # Not before choose_plan has seen that it is right for this network.
         pools_first = self._plan is not None and self._plan.path != "loop"
         with _evaluation_mode(self.model), _seeded(generator) as drawing:
@@ -280,29 +361,28 @@ class MCBatchNorm(nn.Module):
             for batch in _with_progress(batches, count):
                 inputs = self._inputs(batch, input_fn)
                 mini_batch = MiniBatch(self.correction, pools_first)
-                with run_with(mini_batch):
+                with _telling(inputs), run_with(mini_batch):
                     self.model(*inputs[0], **inputs[1])
                 draws.append(mini_batch.statistics)
         drawn = {}
         for name, layer in named_mc_layers(self.model).items():
-            mean, var = self._stacked(name, layer, [draw.get(layer, []) for draw in draws])
-            if distributed.is_available() and distributed.is_initialized():
-                distributed.broadcast(mean, src=0)
-                distributed.broadcast(var, src=0)
-            drawn[layer] = mean, var
+            drawn[layer] = self._stacked(name, layer, [draw.get(layer, []) for draw in draws])
         return drawn, inputs
 
     def _inputs(self, batch: Any, input_fn: Callable[[Any], Any] | None) -> Call:
         """What the network is called with for this batch, on the network's device."""
         chosen = (input_fn or default_inputs)(batch)
-        if not tensors_of(chosen):
+        tensors = tensors_of(chosen)
+        if not tensors:
             raise TypeError(
                 f"the inputs found in a batch are a {type(chosen).__name__} without a tensor; pass "
                 "input_fn=, a function from a batch to the network's inputs."
             )
-        parameter = next(self.model.parameters(), None)
-        if parameter is not None:
-            chosen = tree_map(lambda t: t.to(parameter.device), chosen)
+        for tensor in tensors:
+            check_has_values(input=tensor)
+        device = _device_of(self.model)
+        if device:
+            chosen = tree_map(lambda t: t.to(device), chosen)
         if type(chosen) is tuple:
             return chosen, {}
         if type(chosen) is dict:
@@ -347,13 +427,93 @@ class MCBatchNorm(nn.Module):
             var = torch.lerp(layer.running_var.to(var.dtype), var, self.momentum)
         return mean, var
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: Any,
+        missing_keys: list[str],
+        unexpected_keys: Any,
+        error_msgs: list[str],
+    ) -> None:
         self._plan = None  # found for other statistics
-        super()._load_from_state_dict(*args, **kwargs)
+        needed = [f"{prefix}{name}.mc_mean" for name in named_mc_layers(self)]
+        absent = [key for key in needed if key not in state_dict]
+        if len(absent) < len(needed):  # no layer knows of the others
+            missing_keys += absent
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
 
 def _not_fitted() -> RuntimeError:
     return RuntimeError("MCBatchNorm holds no statistics yet; call fit(train_dataloader) first.")
+
+
+def _indices(estimators: Any, num_estimators: int) -> list[int]:
+    """The estimators to draw again, each an int and each once."""
+    if not isinstance(estimators, Iterable) or isinstance(estimators, str):
+        raise TypeError(
+            f"estimators={estimators!r} is a {type(estimators).__name__}; pass several indices, "
+            "as in [0, 3]."
+        )
+    # The elements of a tensor are tensors.
+    chosen: list[Any] = [
+        v.item() if isinstance(v, Tensor) and v.dim() == 0 else v for v in estimators
+    ]
+    for index in chosen:
+        check_type("an index in estimators", index, Integral, "integers, as in [0, 3]")
+        if not 0 <= index < num_estimators:
+            raise IndexError(
+                f"estimator {index} was asked for, but there are num_estimators="
+                f"{num_estimators}: 0 to {num_estimators - 1}."
+            )
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"estimators={chosen}; pass at least one index, and each once.")
+    return chosen
+
+
+def _device_of(model: nn.Module) -> torch.device | None:
+    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return None if tensor is None else tensor.device
+
+
+@contextmanager
+def _together(device: torch.device | None) -> Iterator[None]:
+    """In a distributed run this context fails in every process, if it fails in one.
+
+    Else the others would wait for that one in their next collective operation, forever.
+    """
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    if distributed.is_available() and distributed.is_initialized():
+        failed = torch.tensor(int(error is not None), device=device)
+        distributed.all_reduce(failed)
+        if failed and error is None:
+            raise RuntimeError(
+                f"fit failed in {int(failed)} of {distributed.get_world_size()} processes, though "
+                "not in this one; look for the error of the other, and call fit in all of them."
+            )
+    if error is not None:
+        raise error
+
+
+@contextmanager
+def _telling(call: Call) -> Iterator[None]:
+    """Add to an error of the network what it was called with, as it was not its user's choice."""
+    try:
+        yield
+    except Exception as error:
+        given = [f"{t.dtype} of shape {tuple(t.shape)}" for t in tensors_of(call)]
+        error.add_note(
+            f"fit called the network with {', '.join(given)}; if these are not its inputs, pass "
+            "input_fn=, a function from a batch to the network's inputs."
+        )
+        raise
 
 
 def _set_statistics(statistics: Mapping[MCLayer, tuple[Tensor | None, Tensor | None]]) -> None:
@@ -378,21 +538,14 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 def _seeded(generator: torch.Generator | None) -> Iterator[torch.Generator]:
     """A generator for the draws, with PyTorch's global one put aside and seeded from it."""
     if generator is None:
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
     elif not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
         raise TypeError(f"generator={generator!r}; pass a torch.Generator of the CPU.")
     with torch.random.fork_rng(devices=[]):
         # What the training transforms draw is part of the draw.
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        seed = torch.randint(2**62, (), generator=generator, device="cpu")
+        torch.default_generator.manual_seed(int(seed))
         yield generator
-
-
-def _two_examples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """The first two examples of a batch, where it is plain which axis they are on."""
-    sizes = {t.shape[0] if t.dim() else 0 for t in tensors_of((args, kwargs))}
-    if len(sizes) == 1 and min(sizes) > 2:
-        return tree_map(lambda t: t[:2], (args, kwargs))
-    return args, kwargs
 
 
 def _chunk_bytes(layer: MCLayer) -> int:
