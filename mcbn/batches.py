@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ def draw_batches(
     batches are taken in order.
 
     Raises:
-        TypeError: ``data`` cannot be iterated over.
+        TypeError: ``data`` cannot be iterated over, or is a DataLoader whose dataset has no length.
         ValueError: it has fewer examples than a batch, or fewer batches than are needed.
     """
     if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
@@ -47,14 +47,20 @@ def draw_batches(
 def _random_batches(
     loader: DataLoader[Any], num_batches: int, batch_size: int, generator: torch.Generator
 ) -> Iterator[Any]:
-    size = len(loader.dataset)  # pyright: ignore[reportArgumentType]
+    if not isinstance(loader.dataset, Sized):
+        raise TypeError(
+            f"the loader's dataset is a {type(loader.dataset).__name__} without a length, so there "
+            "is nothing to draw from; give it a __len__, or make it an IterableDataset."
+        )
+    size = len(loader.dataset)
     if size < batch_size:
+        remedy = "build the wrapper with a smaller mc_batch_size" if size else "give it some"
         raise ValueError(
-            f"mc_batch_size={batch_size}, but the loader's dataset has {size} examples; build the "
-            f"wrapper with mc_batch_size={max(size, 1)} or less."
+            f"mc_batch_size={batch_size}, but the loader's dataset has {size} examples; {remedy}."
         )
     draws = [
-        torch.randperm(size, generator=generator)[:batch_size].tolist() for _ in range(num_batches)
+        torch.randperm(size, generator=generator, device="cpu")[:batch_size].tolist()
+        for _ in range(num_batches)
     ]
     if loader.batch_sampler is None and loader.sampler is not None and _yields_batches(loader):
         # Automatic batching is off: the dataset itself makes a batch from a list of indices.
@@ -84,6 +90,8 @@ def _yields_batches(loader: DataLoader[Any]) -> bool:
 def default_inputs(batch: Any) -> Any:
     """The part of a batch that a network is given: the first, unless the batch is one tensor.
 
+    An empty batch is given back as it is.
+
     Example:
         >>> default_inputs(("images", "labels"))
         'images'
@@ -91,9 +99,9 @@ def default_inputs(batch: Any) -> Any:
         'images'
     """
     if isinstance(batch, Mapping):
-        return next(iter(batch.values()))
+        return next(iter(batch.values()), batch)
     if isinstance(batch, list | tuple):
-        return batch[0]
-    if is_dataclass(batch) and not isinstance(batch, type):
+        return batch[0] if batch else batch
+    if is_dataclass(batch) and not isinstance(batch, type) and fields(batch):
         return getattr(batch, fields(batch)[0].name)
     return batch

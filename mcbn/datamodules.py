@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from numbers import Real
 from pathlib import Path
 from typing import Literal, Never
 
@@ -10,9 +11,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from mcbn import data
+from mcbn.checks import check_count, check_type
 from mcbn.data.images import InMemoryImages, ready_batch
 
 
@@ -22,7 +24,8 @@ class MNISTDataModule(LightningDataModule):
     Loaders give images ``(batch, 1, 28, 28)`` float32, normalized, and labels ``(batch,)`` int64.
     Validation images are split off the training images, stratified by digit; the test images serve
     for nothing but tests and predictions. A Trainer calls ``prepare_data`` and ``setup``; without a
-    Trainer the first loader does. Order and crops are drawn from torch's global generator.
+    Trainer the first loader does. The order is drawn from torch's global generator, and the crops
+    follow from it: a seed repeats both, with any number of workers.
 
     Args:
         root: Folder with ``MNIST/raw`` and ``FashionMNIST/raw`` as torchvision leaves them.
@@ -39,6 +42,7 @@ class MNISTDataModule(LightningDataModule):
         seed: Decides which images are held out.
 
     Raises:
+        TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range; or, when the images are read, a file is damaged.
         OSError: ``source="full"``, and files are missing and cannot be downloaded or written.
 
@@ -70,11 +74,15 @@ class MNISTDataModule(LightningDataModule):
         super().__init__()
         if source not in ("auto", "full", "sample"):
             raise ValueError(f"source={source!r}, wanted 'auto', 'full' or 'sample'.")
+        if root is not None:
+            check_type("root", root, (str, os.PathLike), "the path of a folder")
+        check_count("batch_size", batch_size)
+        check_type("val_split", val_split, Real, "a share of the training images, as 0.1")
         if not 0 <= val_split < 1:
             raise ValueError(f"val_split={val_split}, wanted a share of 0 or more and below 1.")
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}, wanted a whole number from {least} up.")
+        check_type("random_crop", random_crop, bool, "True or False")
+        check_count("num_workers", num_workers, least=0)
+        check_type("seed", seed, int, "an integer")
         self.root = Path(os.environ.get("MCBN_DATA") or "data") if root is None else Path(root)
         self.batch_size = batch_size
         self.source = source
@@ -131,13 +139,13 @@ class MNISTDataModule(LightningDataModule):
 
     def dataset(self, name: Literal["train", "val", "test", "ood"]) -> InMemoryImages:
         """The images behind a loader, with their raw pixels in ``images``."""
+        if name not in ("train", "val", "test", "ood"):
+            raise ValueError(f"name={name!r}, wanted 'train', 'val', 'test' or 'ood'.")
         if not self._datasets:
             self.prepare_data()
             self.setup()
         if name == "ood" and name not in self._datasets:
             self._datasets[name] = self._images(*self._read_ood())
-        if name not in self._datasets:
-            raise ValueError(f"name={name!r}, wanted 'train', 'val', 'test' or 'ood'.")
         return self._datasets[name]
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
@@ -185,13 +193,17 @@ class MNISTDataModule(LightningDataModule):
     def _loader(
         self, name: Literal["train", "val", "test", "ood"], shuffle: bool = False
     ) -> DataLoader[tuple[Tensor, int]]:
+        dataset = self.dataset(name)
         return DataLoader(
-            self.dataset(name),
+            dataset,
             batch_size=self.batch_size,
-            shuffle=shuffle,
+            sampler=RandomSampler(dataset) if shuffle else None,
             num_workers=self.num_workers,
             collate_fn=ready_batch,
             persistent_workers=self.num_workers > 0,
+            # For the workers' seeds, which nothing here needs. From the global generator they would
+            # be drawn for each epoch without workers, and once with workers that persist.
+            generator=torch.Generator(),
         )
 
 

@@ -232,7 +232,8 @@ class MCBatchNorm(nn.Module):
         """
         if not self.fitted:
             raise _not_fitted()
-        chosen = _indices(estimators, self.num_estimators)
+        with _together(_device_of(self.model)):
+            chosen = _indices(estimators, self.num_estimators)
         drawn, _ = self._draw_together(data, len(chosen), generator, input_fn)
         with self._former_if_this_fails():
             for layer, (mean, var) in drawn.items():
@@ -485,21 +486,25 @@ def _together(device: torch.device | None) -> Iterator[None]:
 
     Else the others would wait for that one in their next collective operation, forever.
     """
-    error = None
     try:
         yield
-    except Exception as caught:
-        error = caught
-    if distributed.is_available() and distributed.is_initialized():
-        failed = torch.tensor(int(error is not None), device=device)
-        distributed.all_reduce(failed)
-        if failed and error is None:
-            raise RuntimeError(
-                f"fit failed in {int(failed)} of {distributed.get_world_size()} processes, though "
-                "not in this one; look for the error of the other, and call fit in all of them."
-            )
-    if error is not None:
-        raise error
+    except Exception:
+        _sum_over_processes(1, device)
+        raise
+    failed = _sum_over_processes(0, device)
+    if failed:
+        raise RuntimeError(
+            f"fit failed in {failed} of {distributed.get_world_size()} processes, though not in "
+            "this one; look for the error of the other, and call fit in all of them."
+        )
+
+
+def _sum_over_processes(value: int, device: torch.device | None) -> int:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    total = torch.tensor(value, device=device)
+    distributed.all_reduce(total)
+    return int(total)
 
 
 @contextmanager

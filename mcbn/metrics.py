@@ -30,6 +30,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from mcbn import predictive
+from mcbn.checks import check_count, check_has_values, check_number, check_tensors
 
 # ---- values of single examples -------------------------------------------------------------------
 
@@ -45,8 +46,9 @@ def brier_score(probs: Tensor, target: Tensor) -> Tensor:
         target: Labels ``(batch,)``.
 
     Raises:
-        ValueError: If the shapes or types are others, a label is out of range, or a row is not a
-            distribution.
+        TypeError: If an argument is no dense tensor.
+        ValueError: If the shapes, types or devices are others, a label is out of range, or a row is
+            not a distribution.
 
     Example:
         >>> brier_score(torch.tensor([[0.75, 0.25]]), torch.tensor([1]))
@@ -80,7 +82,8 @@ def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
     the sign that makes lower better. A std of 0 gives the absolute error. All of one shape.
 
     Raises:
-        ValueError: If shapes differ, values are not finite, or a std is negative.
+        TypeError: If an argument is no dense tensor.
+        ValueError: If shapes or devices differ, values are not finite, or a std is negative.
 
     Example:
         >>> gaussian_crps(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 3.0]))
@@ -105,14 +108,15 @@ def mixture_log_likelihood(predictions: Tensor, tau: float, target: Tensor) -> T
         target: ``(batch, …)``.
 
     Raises:
+        TypeError: If an argument is no dense tensor, or tau is no number.
         ValueError: If shapes do not fit, values are not finite, or tau is not positive.
 
     Example:
         >>> mixture_log_likelihood(torch.zeros(3, 1), tau=1.0, target=torch.zeros(1))
         tensor([-0.9189])
     """
-    if not 0 < tau < math.inf:
-        raise ValueError(f"Given tau={tau}, wanted a finite number above 0.")
+    check_number("tau", tau, "a finite number above 0", lambda tau: 0 < tau < math.inf)
+    check_tensors(predictions=predictions, target=target)
     if predictions.shape[1:] != target.shape or not len(predictions):
         raise ValueError(
             f"Given predictions of shape {tuple(predictions.shape)} for a target of shape "
@@ -144,7 +148,9 @@ def reliability_bins(
         ``(num_bins,)``; the latter two are NaN in an empty bin.
 
     Raises:
-        ValueError: If the shapes or types are others, there is no example, or a confidence is NaN.
+        TypeError: If an argument is no dense tensor, or the number is no integer.
+        ValueError: If the shapes or types are others, there is no example or no bin, or a
+            confidence is NaN or not in [0, 1].
 
     Example:
         >>> confidence = torch.tensor([0.6, 0.9, 1.0])
@@ -152,8 +158,8 @@ def reliability_bins(
         >>> count, accuracy
         (tensor([0, 3]), tensor([   nan, 0.6667]))
     """
-    _check_confidence(confidence, correct)
-    _check_num_bins(num_bins)
+    _check_confidence(confidence, correct, is_share=True)
+    check_count("num_bins", num_bins)
     index = _bin_index(confidence, num_bins)
     count = _sum_per_bin(torch.ones_like(index), index, num_bins)
     hits = _sum_per_bin(correct.to(confidence), index, num_bins)
@@ -175,6 +181,7 @@ def risk_coverage_curve(confidence: Tensor, correct: Tensor) -> tuple[Tensor, Te
         Coverage k/n and risk, each ``(examples,)``, in float64 on the CPU.
 
     Raises:
+        TypeError: If an argument is no dense tensor.
         ValueError: If the shapes or types are others, there is no example, or a confidence is NaN.
 
     Example:
@@ -209,8 +216,8 @@ def adaptive_calibration_error(confidence: Tensor, correct: Tensor, num_bins: in
         >>> adaptive_calibration_error(confidence, correct, num_bins=2)
         tensor(0.1500, dtype=torch.float64)
     """
-    _check_confidence(confidence, correct)
-    _check_num_bins(num_bins)
+    _check_confidence(confidence, correct, is_share=True)
+    check_count("num_bins", num_bins)
     confidence, tie, size, hits = _ranked(confidence, correct)
     gaps = ((hits / size.double())[tie] - confidence).flip(0).tensor_split(num_bins)
     return torch.stack([gap.sum().abs() for gap in gaps]).sum() / len(confidence)
@@ -296,7 +303,8 @@ class Entropy(_Mean):
 
     def update(self, probs: Tensor, target: Tensor | None = None) -> None:
         """Add mean probabilities ``(batch, classes)``; labels may be given and are not used."""
-        self._add(predictive.entropy(_checked(probs, target)[0]))
+        labels = () if target is None else (target,)
+        self._add(predictive.entropy(_checked(probs, *labels)[0]))
 
 
 class MutualInformation(_Mean):
@@ -365,8 +373,7 @@ class IntervalCoverage(_Mean):
     higher_is_better = None
 
     def __init__(self, level: float = 0.95, **kwargs: Any) -> None:
-        if not 0 < level < 1:
-            raise ValueError(f"Given level={level}, wanted a number between 0 and 1, as 0.95.")
+        check_number("level", level, "a number between 0 and 1, as 0.95", lambda p: 0 < p < 1)
         super().__init__(key=level, **kwargs)
         self.level = level
 
@@ -432,7 +439,7 @@ class CalibrationError(Metric):
         self, num_bins: int = 15, norm: Literal["l1", "max"] = "l1", **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        _check_num_bins(num_bins)
+        check_count("num_bins", num_bins)
         if norm not in ("l1", "max"):
             raise ValueError(f'Given norm={norm!r}, wanted "l1" (ECE) or "max" (MCE).')
         self.num_bins, self.norm = num_bins, norm
@@ -507,7 +514,7 @@ class AdaptiveCalibrationError(_Ranked):
 
     def __init__(self, num_bins: int = 15, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        _check_num_bins(num_bins)
+        check_count("num_bins", num_bins)
         self.num_bins = num_bins
 
     def compute(self) -> Tensor:
@@ -579,8 +586,7 @@ class CoverageAtRisk(_Ranked):
 
     def __init__(self, risk: float = 0.05, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0 <= risk <= 1:
-            raise ValueError(f"Given risk={risk}, wanted a fraction from 0 to 1, as 0.05.")
+        check_number("risk", risk, "a fraction from 0 to 1, as 0.05", lambda r: 0 <= r <= 1)
         self.risk = risk
 
     def compute(self) -> Tensor:
@@ -602,10 +608,8 @@ class RiskAtCoverage(_Ranked):
 
     def __init__(self, coverage: float = 0.8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0 < coverage <= 1:
-            raise ValueError(
-                f"Given coverage={coverage}, wanted a fraction above 0, up to 1, as 0.8."
-            )
+        wanted = "a fraction above 0, up to 1, as 0.8"
+        check_number("coverage", coverage, wanted, lambda c: 0 < c <= 1)
         self.coverage = coverage
 
     def compute(self) -> Tensor:
@@ -667,7 +671,8 @@ class FPR95(Metric):
 def _top_label(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     probs, target = _checked(probs, target)
     confidence, label = probs.max(-1)
-    return confidence, label == target
+    # The tolerance for sums lets half precision be above 1.
+    return confidence.clamp(max=1), label == target
 
 
 def _bin_index(confidence: Tensor, num_bins: int) -> Tensor:
@@ -696,11 +701,14 @@ def _ceil(count: float) -> int:
     return max(1, math.ceil(count - 1e-6))
 
 
-def _checked(probs: Tensor, target: Tensor | None = None, ndim: int = 2) -> tuple[Tensor, Tensor]:
+def _checked(probs: Tensor, *labels: Tensor, ndim: int = 2) -> tuple[Tensor, Tensor]:
     """Refuse what is no distribution or no label; give float32 or wider and int64 back.
 
     The values are judged by their extremes, which reach the host in one transfer.
     """
+    given = dict(zip(("probs", "target"), (probs, *labels), strict=False))
+    check_tensors(**given)
+    check_has_values(**given)
     axes = {2: "(batch, classes)", 3: "(num_estimators, batch, classes)"}[ndim]
     if not (probs.is_floating_point() and probs.ndim == ndim and probs.numel()):
         raise ValueError(
@@ -712,16 +720,14 @@ def _checked(probs: Tensor, target: Tensor | None = None, ndim: int = 2) -> tupl
     probs = probs.to(torch.promote_types(probs.dtype, torch.float32))
     classes = probs.shape[-1]
     extremes = [probs.detach().amin(), *probs.detach().sum(-1).aminmax()]
-    if target is None:
-        target = probs.new_zeros(0, dtype=torch.long)
-    elif target.shape != probs.shape[:1] or target.dtype.is_floating_point:
-        raise ValueError(
-            f"Given target of type {target.dtype} and shape {tuple(target.shape)}, wanted integer "
-            f"labels of shape ({len(probs)},), one for each row of probs."
-        )
-    else:
-        extremes += [edge.to(probs) for edge in target.aminmax()]
-    lowest, low_sum, high_sum, *labels = torch.stack(extremes).tolist()
+    for target in labels:
+        if target.shape != probs.shape[:1] or target.is_floating_point() or target.is_complex():
+            raise ValueError(
+                f"Given target of type {target.dtype} and shape {tuple(target.shape)}, wanted "
+                f"integer labels of shape ({len(probs)},), one for each row of probs."
+            )
+        extremes += [edge.to(probs) for edge in target.long().aminmax()]
+    lowest, low_sum, high_sum, *edges = torch.stack(extremes).tolist()
     # Written so that NaN fails.
     if not (lowest >= 0 and low_sum >= 1 - tolerance and high_sum <= 1 + tolerance):
         raise ValueError(
@@ -729,17 +735,23 @@ def _checked(probs: Tensor, target: Tensor | None = None, ndim: int = 2) -> tupl
             f"{high_sum:.4g}, wanted probabilities from 0 up that sum to 1; call "
             "mcbn.predictive.mean_probs(logits) on logits, and look for NaN in them."
         )
-    if labels and not 0 <= labels[0] <= labels[1] < classes:
+    if edges and not 0 <= edges[0] <= edges[1] < classes:
         raise ValueError(
-            f"Given labels from {labels[0]:.0f} to {labels[1]:.0f}, wanted 0 to {classes - 1} for "
+            f"Given labels from {edges[0]:.0f} to {edges[1]:.0f}, wanted 0 to {classes - 1} for "
             f"{classes} classes."
         )
-    return probs, target.long()
+    return probs, labels[0].long() if labels else probs.new_zeros(0, dtype=torch.long)
 
 
 def _check_confidence(
-    confidence: Tensor, correct: Tensor, names: tuple[str, str] = ("confidence", "correct")
+    confidence: Tensor,
+    correct: Tensor,
+    names: tuple[str, str] = ("confidence", "correct"),
+    is_share: bool = False,
 ) -> None:
+    given = dict(zip(names, (confidence, correct), strict=True))
+    check_tensors(**given)
+    check_has_values(**given)
     fits = confidence.is_floating_point() and confidence.ndim == 1 and confidence.numel()
     if not (fits and correct.shape == confidence.shape and correct.dtype == torch.bool):
         raise ValueError(
@@ -747,11 +759,18 @@ def _check_confidence(
             f"{correct.dtype} {tuple(correct.shape)}, wanted floating point and bool of one shape "
             "(examples,), not empty."
         )
-    if confidence.isnan().any():
+    lowest, highest = torch.stack(confidence.detach().aminmax()).tolist()
+    if math.isnan(lowest):
         raise ValueError(f"Given {names[0]} with NaN, wanted numbers.")
+    if is_share and not (lowest >= 0 and highest <= 1 + 1e-4):
+        raise ValueError(
+            f"Given {names[0]} from {lowest:.4g} to {highest:.4g}, wanted fractions from 0 to 1."
+        )
 
 
 def _check_regression(target: Tensor, **predicted: Tensor) -> None:
+    check_tensors(target=target, **predicted)
+    check_has_values(target=target, **predicted)
     for name, values in {"target": target, **predicted}.items():
         fits = values.shape == target.shape or name == "predictions"
         if not (fits and values.is_floating_point() and values.numel()):
@@ -763,11 +782,6 @@ def _check_regression(target: Tensor, **predicted: Tensor) -> None:
             raise ValueError(f"Given {name} with NaN or infinity, wanted finite numbers.")
         if name == "std" and values.amin() < 0:
             raise ValueError(f"Given a std of {values.amin():.4g}, wanted 0 or more.")
-
-
-def _check_num_bins(num_bins: int) -> None:
-    if num_bins < 1:
-        raise ValueError(f"Given num_bins={num_bins}, wanted at least 1.")
 
 
 def _check_not_empty(metric: Metric, examples: int | Tensor) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mcbn.checks import check_callable, check_count
+
 
 def lenet(
     in_channels: int, num_classes: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d
@@ -24,6 +26,10 @@ def lenet(
         norm: Called with a number of channels, returns the layer that normalizes them.
             ``nn.Identity`` gives a LeNet without normalization.
 
+    Raises:
+        TypeError: A number is no integer, or ``norm`` cannot be called.
+        ValueError: A number is below 1.
+
     Example:
         >>> import torch
         >>> model = lenet(in_channels=1, num_classes=10)
@@ -32,6 +38,9 @@ def lenet(
         >>> model(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
+    check_count("in_channels", in_channels)
+    check_count("num_classes", num_classes)
+    check_callable("norm", norm, "a function from a number of channels to a layer")
     return nn.Sequential(
         nn.Conv2d(in_channels, 6, kernel_size=5),
         norm(6),
@@ -63,12 +72,19 @@ def unet(in_channels: int, num_classes: int, width: int = 8) -> nn.Module:
         num_classes: Number of logits of a pixel.
         width: Channels at the full size; each halving of the size doubles them.
 
+    Raises:
+        TypeError: A number is no integer.
+        ValueError: A number is below 1.
+
     Example:
         >>> import torch
         >>> model = unet(in_channels=1, num_classes=11)
         >>> model(torch.zeros(2, 1, 48, 50)).shape
         torch.Size([2, 11, 48, 50])
     """
+    given = {"in_channels": in_channels, "num_classes": num_classes, "width": width}
+    for name, value in given.items():
+        check_count(name, value)
     return _UNet(in_channels, num_classes, width)
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from mcbn.checks import check_has_values, check_tensors
 from mcbn.metrics import gaussian_crps
 from mcbn.predictive import summarise_regression
 
@@ -30,14 +31,25 @@ def fit_noise_precision(
             and ten thousand times that.
 
     Raises:
-        ValueError: The shapes do not fit, values are not finite, the bounds are not two rising
-            numbers above 0, or all errors are 0, so that any precision is too low.
+        TypeError: An argument is no dense tensor.
+        ValueError: The shapes do not fit, values are not floating point or not finite, the bounds
+            are not two rising numbers above 0, or all errors are 0, so that any precision is too
+            low.
 
     Example:
         >>> tau = fit_noise_precision(torch.zeros(4), torch.tensor([-1.0, 1.0, -1.0, 1.0]))
         >>> round(tau, 3)  # as Teye et al. say, sigma = |error| / √(ln 2) for errors of one size
         0.693
     """
+    given = {"predictions": predictions, "target": target}
+    check_tensors(**given)
+    check_has_values(**given)
+    for name, values in given.items():
+        if not (values.is_floating_point() and values.isfinite().all()):
+            raise ValueError(
+                f"Given {name} of type {values.dtype}, wanted finite floating point numbers; look "
+                "for NaN and infinite values in it."
+            )
     predictions, target = predictions.detach().double(), target.detach().double()
     estimators = predictions[None] if predictions.ndim == target.ndim else predictions
     if estimators.shape[1:] != target.shape or not target.numel():
@@ -52,7 +64,10 @@ def fit_noise_precision(
         if squared_error == 0:
             raise ValueError("All errors are 0; pass bounds=(lowest, highest) to get the highest.")
         bounds = 1e-2 / squared_error, 1e4 / squared_error
-    low, high = bounds
+    try:
+        low, high = map(float, bounds)
+    except (TypeError, ValueError):
+        low = high = math.nan
     if not 0 < low < high < math.inf:
         raise ValueError(f"Given bounds={bounds}, wanted two rising finite numbers above 0.")
     start, end = math.log(low), math.log(high)

@@ -3,12 +3,15 @@
 The functions draw on the axes they are given, or on a new figure with a text that describes it to
 those who cannot see it (``fig.get_label()``). The colours are those of Okabe and Ito, *Color
 universal design*, 2008, that read on light and dark ground and for the colour-blind.
+
+Values that do not belong together, by their shapes, are a ValueError, and what is no tensor where
+one is wanted is a TypeError, both before anything is drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,6 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.patches import Rectangle
 from torch import Tensor
+
+from mcbn.checks import check_has_values, check_tensors, check_type
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#808080"
 _SERIES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -44,6 +49,7 @@ def plot_images(
         >>> axes[0].figure.get_label()
         'A row of images: seven, two.'
     """
+    _check(images=_grey(images), titles=_listed("titles", titles, "n"), axes=_of(axes, "n"))
     titles = [str(title.item() if isinstance(title, Tensor) else title) for title in titles]
     if axes is None:
         figure = plt.figure(figsize=(0.3 + 1.1 * len(images), 1.5), layout="tight")
@@ -85,17 +91,20 @@ def plot_estimators(
         >>> axes[0, 0].figure.get_label()
         'Images, and the class that 2 estimators read in each. true: 1 read: 0 1.'
     """
+    _check(
+        images=_grey(images),
+        probs=(probs, "num_estimators n classes"),
+        labels=None if labels is None else _listed("labels", labels, "n"),
+        axes=_of(axes, "2 n"),
+    )
     n = len(images)
-    given = {"predictions": probs.shape[1], "labels": n if labels is None else len(labels)}
-    if axes is not None:
-        given["axes"] = axes.shape[-1]
-    if set(given.values()) != {n}:
-        raise ValueError(f"Given {given} for {n} images, wanted {n} of each.")
     size, _, classes = probs.shape
+    if labels is not None and not all(0 <= int(label) < classes for label in labels):
+        raise ValueError(f"Given labels {list(map(int, labels))}, wanted 0 to {classes - 1}.")
     readings = probs.argmax(-1).T.tolist()
     true = ["" if labels is None else f"true: {int(labels[i])}" for i in range(n)]
     if axes is None:
-        shape = {"figsize": (0.6 + 2 * n, 4.2), "height_ratios": [3, 4]}
+        shape: dict[str, Any] = {"figsize": (0.6 + 2 * n, 4.2), "height_ratios": [3, 4]}
         figure, axes = plt.subplots(2, n, squeeze=False, layout="constrained", **shape)
         told = "; ".join(
             f"{t} read: {' '.join(map(str, r))}" for t, r in zip(true, readings, strict=True)
@@ -132,7 +141,14 @@ def plot_reliability(bins: tuple[Tensor, Tensor, Tensor], ax: Axes | None = None
         >>> plot_reliability(bins).get_ylabel()
         'accuracy'
     """
-    ax = ax or _new("Reliability diagram: accuracy against confidence, a dot a bin.")
+    check_type("bins", bins, tuple, "what mcbn.metrics.reliability_bins returns")
+    if len(bins) != 3:
+        raise ValueError(f"Given {len(bins)} tensors as bins, wanted count, accuracy, confidence.")
+    names = ("count", "accuracy", "confidence")
+    _check(**{name: (values, "bins") for name, values in zip(names, bins, strict=True)})
+    if not bins[0].sum():
+        raise ValueError("Given bins that hold no image, wanted at least one that does.")
+    ax = _axes(ax) or _new("Reliability diagram: accuracy against confidence, a dot a bin.")
     count, accuracy, confidence = map(_array, bins)
     ax.plot([0, 1], [0, 1], color=GREY, ls="--", lw=1, zorder=0)
     area = 15 + 150 * count / count.max()
@@ -158,9 +174,65 @@ def plot_risk_coverage(
         >>> ax.lines[0].get_ydata().tolist()
         [0.0, 0.10000000149011612]
     """
-    ax = ax or _new("Selective risk against coverage.")
+    _check(coverage=(coverage, "n"), risk=(risk, "n"))
+    ax = _axes(ax) or _new("Selective risk against coverage.")
     ax.plot(_array(coverage), _array(risk), label=label)
     ax.set(xlabel="coverage", ylabel="risk", xlim=(0, 1), ylim=(0, None))
+    return ax
+
+
+def _check(**given: tuple[Any, str] | None) -> None:
+    """Raise unless each value has the axes that are named beside it, and none is empty.
+
+    A value is a tensor, or a shape. An axis has the same size wherever its name comes; a number
+    instead of a name is its size.
+    """
+    sizes: dict[str, int] = {}
+    for name, (values, axes) in ((name, pair) for name, pair in given.items() if pair):
+        if not isinstance(values, tuple):
+            check_tensors(**{name: values})
+            check_has_values(**{name: values})
+            values = tuple(values.shape)
+        wanted = axes.split()
+        for axis in wanted:
+            if axis.isdigit():
+                sizes[axis] = int(axis)
+        known = [str(sizes.get(axis, axis)) for axis in wanted]
+        fits = len(values) == len(wanted) and all(
+            size and sizes.setdefault(axis, size) == size
+            for axis, size in zip(wanted, values, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"Given {name} of shape {values}, wanted ({', '.join(known)}), no axis empty."
+            )
+
+
+def _of(axes: Any, names: str) -> tuple[Any, str] | None:
+    """For given Matplotlib axes the shape of their array, beside the names that it should have."""
+    return None if axes is None else (np.shape(axes), names)
+
+
+def _listed(name: str, values: Any, axes: str) -> tuple[Any, str]:
+    """The shape of a sequence or a tensor."""
+    check_type(name, values, (Sequence, Tensor, np.ndarray), "a sequence or a tensor")
+    return tuple(getattr(values, "shape", (len(values),))), axes
+
+
+def _grey(images: Any) -> tuple[Any, str]:
+    """The shape of images, without the axis of their one channel."""
+    check_tensors(images=images)
+    check_has_values(images=images)
+    shape = tuple(images.shape)
+    grey = (shape[0], *shape[2:]) if len(shape) == 4 and shape[1] == 1 else shape
+    return grey, "n height width"
+
+
+def _axes(ax: Any) -> Axes | None:
+    if not isinstance(ax, Axes | None):
+        raise TypeError(
+            f"ax is a {type(ax).__name__}, wanted one Matplotlib Axes; pass ax=axes[0]."
+        )
     return ax
 
 
@@ -191,7 +263,8 @@ def plot_curves(
         >>> len(ax.lines)
         20
     """
-    ax = ax or _wide(f"Curves of {len(curves)} estimators.")
+    _check(x=(x, "n"), curves=(curves, "num_estimators n"), **_of_points(points))
+    ax = _axes(ax) or _wide(f"Curves of {len(curves)} estimators.")
     _plot_points(points, ax)
     alpha = min(max(2 / len(curves) ** 0.5, 0.1), 1)
     ax.plot(_array(x), _array(curves.T), color=BLUE, lw=1.5, alpha=alpha)
@@ -222,14 +295,16 @@ def plot_bands(
         >>> ax.figure.get_label()
         'A curve and around it the bands: two standard deviations.'
     """
-    ax = ax or _wide(f"A curve and around it the bands: {', '.join(bands)}.")
+    check_type("bands", bands, Mapping, "half-widths by name")
+    of_bands = {f"bands[{name!r}]": (half_width, "n") for name, half_width in bands.items()}
+    _check(bands=((len(bands),), "bands"), x=(x, "n"), mean=(mean, "n"), **of_bands)
+    _check(**_of_points(points))
+    ax = _axes(ax) or _wide(f"A curve and around it the bands: {', '.join(bands)}.")
     _plot_points(points, ax)
     xs, inner = _array(x), np.zeros(len(x))
     for i, (name, half_width) in enumerate(bands.items()):
-        outer, style = (
-            _array(half_width),
-            {"color": _SERIES[i % len(_SERIES)], "alpha": 0.4, "lw": 0},
-        )
+        outer = _array(half_width)
+        style: dict[str, Any] = {"color": _SERIES[i % len(_SERIES)], "alpha": 0.4, "lw": 0}
         for sign in (-1, 1):
             edges = _array(mean) + sign * inner, _array(mean) + sign * outer
             ax.fill_between(xs, *edges, label=name if sign > 0 else None, **style)
@@ -266,9 +341,23 @@ def plot_series(
         >>> ax.figure.get_label()
         'NLL against S: MCBN, plain.'
     """
-    dashed = dashed or {}
+    dashed = {} if dashed is None else dashed
+    for name, values in {"series": series, "dashed": dashed}.items():
+        check_type(name, values, Mapping, "values by name")
+    _check(x=_listed("x", x, "n"), labels=_listed("labels", labels, "2"))
+    for name, values in series.items():
+        name = f"series[{name!r}]"
+        _check(x=_listed("x", x, "n"), **{name: _listed(name, values, "n")})
+    if log not in ("", "x", "xy"):
+        raise ValueError(f"Given log={log!r}, wanted '', 'x' or 'xy'.")
+    drawn = {"x": x, **(series if "y" in log else {})} if log else {}
+    for name, values in drawn.items():
+        if not min(map(float, values)) > 0:
+            raise ValueError(
+                f"Given {name} with values of 0 or below, wanted others on a log axis."
+            )
     names = ", ".join([*series, *dashed])
-    ax = ax or _wide(f"{labels[1]} against {labels[0]}: {names}.")
+    ax = _axes(ax) or _wide(f"{labels[1]} against {labels[0]}: {names}.")
     for i, (name, values) in enumerate(series.items()):
         ax.plot(x, values, color=_SERIES[i % len(_SERIES)], marker=marker, ms=4, label=name)
     for i, (name, value) in enumerate(dashed.items()):
@@ -302,6 +391,9 @@ def plot_intervals(
         >>> ax.figure.get_label()
         '2 forecasts with their intervals, and the outcomes, of which 0 are outside.'
     """
+    given = {"mean": mean, "outer": outer, "inner": inner, "target": target}
+    _check(**{name: (values, "n") for name, values in given.items()})
+    ax = _axes(ax)
     values, places = _array(mean), np.arange(len(mean))
     outside = np.abs(_array(target) - values) > _array(outer)
     if ax is None:
@@ -315,6 +407,14 @@ def plot_intervals(
     ax.set(xlabel="forecast", ylabel="target")
     ax.legend(frameon=False, loc="upper left")
     return ax
+
+
+def _of_points(points: Any) -> dict[str, Any]:
+    if points is None:
+        return {}
+    if len(points) != 2:
+        raise ValueError(f"Given {len(points)} tensors as points, wanted two, x and y.")
+    return {"points[0]": (points[0], "examples"), "points[1]": (points[1], "examples")}
 
 
 def _plot_points(points: tuple[Tensor, Tensor] | None, ax: Axes) -> None:
@@ -344,6 +444,14 @@ def plot_scores(
         >>> [label.get_text() for label in axes[0].get_yticklabels()]
         ['one', 'five']
     """
+    check_type("scores", scores, Mapping, "scores by name")
+    of_scores = {f"scores[{name!r}]": (rows, "methods runs") for name, rows in scores.items()}
+    _check(
+        scores=((len(scores),), "scores"),
+        names=_listed("names", names, "methods"),
+        axes=_of(axes, "scores"),
+        **of_scores,
+    )
     if axes is None:
         size = (2.2 + 1.8 * len(scores), 0.9 + 0.3 * len(names))
         figure = plt.figure(figsize=size, layout="constrained")
@@ -382,7 +490,12 @@ def plot_maps(
         >>> axes[1, 0].get_ylabel(), axes[1, 1].images[0].get_clim()[0]
         ('entropy', 0.0)
     """
+    check_type("maps", maps, Mapping, "maps by name")
     rows = {"image": images, **maps}
+    if "image" in maps:
+        raise ValueError("Given a map by the name 'image', wanted another; it is the first row's.")
+    of_maps = {f"maps[{name!r}]": (values, "n height width") for name, values in maps.items()}
+    _check(images=(images, "n height width"), **of_maps, axes=_of(axes, f"{len(rows)} n"))
     if axes is None:
         size = (0.9 + 1.35 * len(images), 1.35 * len(rows))
         figure, axes = plt.subplots(
@@ -426,13 +539,19 @@ def plot_histograms(values: Mapping[str, Tensor], label: str, ax: Axes | None = 
         >>> ax.figure.get_label()
         'Histograms of entropy: digits, clothes.'
     """
-    ax = ax or _wide(f"Histograms of {label}: {', '.join(values)}.")
+    check_type("values", values, Mapping, "values by the name of the group")
+    _check(groups=((len(values),), "groups"))
+    for name, group in values.items():
+        _check(**{f"values[{name!r}]": (group, "examples")})
+        if not group.isfinite().all():
+            raise ValueError(f"Given values[{name!r}] with NaN or infinity, wanted finite numbers.")
+    ax = _axes(ax) or _wide(f"Histograms of {label}: {', '.join(values)}.")
     lowest, highest = (
         end(float(end(group)) for group in map(_array, values.values())) for end in (min, max)
     )
     for i, (name, group) in enumerate(values.items()):
-        style = {"color": _SERIES[i % len(_SERIES)], "alpha": 0.6, "lw": 0, "label": name}
-        ax.hist(_array(group), bins=40, range=(lowest, highest), density=True, **style)
+        style: dict[str, Any] = {"color": _SERIES[i % len(_SERIES)], "alpha": 0.6, "lw": 0}
+        ax.hist(_array(group), bins=40, range=(lowest, highest), density=True, label=name, **style)
     ax.set(xlabel=label, ylabel="density")
     ax.legend(frameon=False)
     return ax
@@ -452,7 +571,13 @@ def plot_roc(curves: Mapping[str, tuple[Tensor, Tensor]], ax: Axes | None = None
         >>> ax.lines[1].get_label()
         'entropy'
     """
-    ax = ax or _new(f"ROC curves of {', '.join(curves)}.")
+    check_type("curves", curves, Mapping, "false and true positive rates by name")
+    for name, rates in curves.items():
+        if len(rates) != 2:
+            raise ValueError(f"Given {len(rates)} tensors as curves[{name!r}], wanted two rates.")
+        of_rates = {f"curves[{name!r}][{i}]": (rates[i], "thresholds") for i in (0, 1)}
+        _check(**of_rates)
+    ax = _axes(ax) or _new(f"ROC curves of {', '.join(curves)}.")
     ax.plot([0, 1], [0, 1], color=GREY, ls="--", lw=1, zorder=0)
     for i, (name, rates) in enumerate(curves.items()):
         ax.plot(*map(_array, rates), color=_SERIES[i % len(_SERIES)], label=name)
@@ -484,10 +609,96 @@ def plot_heatmap(
         >>> [label.get_text() for label in ax.get_xticklabels()]
         ['x', 'y', 'z']
     """
-    ax = ax or _wide(f"{labels[2]} in shades, by {labels[1]} and {labels[0]}.")
+    _check(
+        values=(values, "rows columns"),
+        rows=_listed("rows", rows, "rows"),
+        columns=_listed("columns", columns, "columns"),
+        labels=_listed("labels", labels, "3"),
+    )
+    ax = _axes(ax) or _wide(f"{labels[2]} in shades, by {labels[1]} and {labels[0]}.")
     shown = ax.imshow(_array(values), cmap="magma", vmin=0, aspect="auto")
     ax.set_xticks(range(len(columns)), [str(column) for column in columns])
     ax.set_yticks(range(len(rows)), [str(row) for row in rows])
     ax.set(xlabel=labels[0], ylabel=labels[1])
     ax.figure.colorbar(shown, ax=ax, label=labels[2], pad=0.02)
+    return ax
+
+
+def plot_published(
+    names: Sequence[str],
+    measured: tuple[Tensor, Tensor],
+    published: Tensor,
+    label: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Measured values with their standard errors beside the published ones, a row each.
+
+    Args:
+        names: The rows', from top to bottom.
+        measured: Means and standard errors, each ``(rows,)``.
+        published: ``(rows,)``.
+        label: What the values are.
+        ax: Where to draw.
+
+    Example:
+        >>> import torch
+        >>> ours = torch.tensor([7.5]), torch.tensor([1.0])
+        >>> ax = plot_published(["boston"], ours, torch.tensor([8.5]), "CRPS")
+        >>> ax.figure.get_label()
+        'CRPS, measured and published: boston 7.5 ± 1.0, 8.5.'
+    """
+    check_type("measured", measured, tuple, "means and standard errors")
+    if len(measured) != 2:
+        raise ValueError(f"Given {len(measured)} tensors as measured, wanted means and errors.")
+    _check(
+        names=_listed("names", names, "rows"),
+        means=(measured[0], "rows"),
+        errors=(measured[1], "rows"),
+        published=(published, "rows"),
+    )
+    means, errors = map(_array, measured)
+    ax = _axes(ax)
+    if ax is None:
+        rows = zip(names, means, errors, _array(published), strict=True)
+        told = "; ".join(f"{name} {m:.1f} ± {e:.1f}, {p:.1f}" for name, m, e, p in rows)
+        figure, ax = plt.subplots(figsize=(6, 1 + 0.32 * len(names)), layout="constrained")
+        figure.set_label(f"{label}, measured and published: {told}.")
+    heights = np.arange(len(names))
+    ax.axvline(0, color=GREY, ls="--", lw=1, zorder=0)
+    style: dict[str, Any] = {"fmt": "o", "ms": 5, "color": BLUE, "capsize": 3}
+    ax.errorbar(means, heights, xerr=errors, label="measured", **style)
+    ax.scatter(_array(published), heights, marker="x", s=40, color=ORANGE, label="published")
+    ax.set_yticks(heights, names)
+    ax.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_sorted_errors(
+    error: Tensor, widths: Mapping[str, Tensor], label: str, ax: Axes | None = None
+) -> Axes:
+    """Errors from the surest forecast to the least sure one, as dots, and lines through them.
+
+    Args:
+        error: Absolute errors in that order, ``(n,)``.
+        widths: By name, ``(n,)``: what was predicted, or what the errors are on average.
+        label: What was predicted, with its unit.
+        ax: Where to draw.
+
+    Example:
+        >>> import torch
+        >>> ax = plot_sorted_errors(torch.rand(9), {"predicted": torch.arange(9.0)}, "price")
+        >>> ax.figure.get_label()
+        'Errors of price of 9 forecasts, from the surest to the least sure, and lines: predicted.'
+    """
+    check_type("widths", widths, Mapping, "widths by name")
+    _check(error=(error, "n"), **{f"widths[{name!r}]": (v, "n") for name, v in widths.items()})
+    told = f"from the surest to the least sure, and lines: {', '.join(widths)}"
+    ax = _axes(ax) or _wide(f"Errors of {label} of {len(error)} forecasts, {told}.")
+    places = np.arange(1, len(error) + 1)
+    ax.scatter(places, _array(error), s=5, color=GREY, alpha=0.5, linewidths=0, label="error")
+    for i, (name, values) in enumerate(widths.items()):
+        ax.plot(places, _array(values), color=_SERIES[i % len(_SERIES)], lw=1.8, label=name)
+    ax.set(xlabel="forecasts, the surest first", ylabel=label, ylim=(0, None))
+    ax.legend(frameon=False)
     return ax

@@ -1,16 +1,21 @@
 """From the outputs of several estimators to one prediction and its uncertainty.
 
 Pure functions of tensors; the estimator axis comes first. They look at shapes, never at values, so
-they can be compiled and differentiated and never wait for the device: NaN in, NaN out.
+they can be compiled and differentiated and never wait for the device: NaN in, NaN out. Only
+`fit_temperature` looks whether there is a class for every label. What is no dense tensor is a
+TypeError.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from mcbn.checks import check_has_values, check_number, check_tensors
 
 
 class ClassificationSummary(NamedTuple):
@@ -55,7 +60,7 @@ def probabilities(logits: Tensor) -> Tensor:
         >>> probabilities(torch.zeros(2, 4))[0]
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    _check(logits, "logits", "(…, classes)", logits.ndim >= 1)
+    _check(logits, "logits", "(…, classes)", lambda ndim: ndim >= 1)
     return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -87,7 +92,7 @@ def entropy(probs: Tensor) -> Tensor:
         >>> entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
         tensor([0.6931, 0.0000])
     """
-    _check(probs, "probabilities", "(…, classes)", probs.ndim >= 1)
+    _check(probs, "probabilities", "(…, classes)", lambda ndim: ndim >= 1)
     return torch.special.entr(probs).sum(-1)
 
 
@@ -110,7 +115,7 @@ def mutual_information(probs: Tensor) -> Tensor:
         >>> mutual_information(torch.cat([agree, disagree], dim=1))
         tensor([0.0000, 0.6931])
     """
-    _check(probs, "probabilities", "(num_estimators, batch, classes)", probs.ndim == 3)
+    _check(probs, "probabilities", "(num_estimators, batch, classes)", lambda ndim: ndim == 3)
     return (entropy(probs.mean(0)) - entropy(probs).mean(0)).clamp(min=0)
 
 
@@ -129,7 +134,7 @@ def disagreement(probs: Tensor) -> Tensor:
         >>> disagreement(torch.tensor([[[0.9, 0.1]], [[0.6, 0.4]], [[0.2, 0.8]]]))
         tensor([0.6667])
     """
-    _check(probs, "probabilities", "(num_estimators, batch, classes)", probs.ndim == 3)
+    _check(probs, "probabilities", "(num_estimators, batch, classes)", lambda ndim: ndim == 3)
     size, votes = len(probs), probs.argmax(-1).T
     # Counting the votes of each class keeps the memory at (batch, classes), free of size².
     counts = torch.zeros_like(probs[0], dtype=torch.long)
@@ -173,16 +178,23 @@ def summarise_regression(
             tensor must broadcast to ``(batch, …)``.
 
     Raises:
-        ValueError: If the shape is another one, the predictions are not floating point, or the
-            noise variance is a negative number.
+        TypeError: If the predictions are no tensor, or the noise variance is none and no number.
+        ValueError: If the shape is another one, the predictions are not floating point, the noise
+            variance is a number that is negative or not finite, or a tensor of another shape.
 
     Example:
         >>> summarise_regression(torch.tensor([[1.0], [3.0]]), noise_variance=0.5)[1:]
         (tensor([1.]), tensor([1.5000]))
     """
-    _check(predictions, "predictions", "(num_estimators, batch, …)", predictions.ndim >= 2)
-    if not isinstance(noise_variance, Tensor) and not noise_variance >= 0:
-        raise ValueError(f"Given noise_variance={noise_variance}, wanted a number from 0 up.")
+    _check(predictions, "predictions", "(num_estimators, batch, …)", lambda ndim: ndim >= 2)
+    if not isinstance(noise_variance, Tensor):
+        wanted = "a number from 0 up, finite, or a tensor"
+        check_number("noise_variance", noise_variance, wanted, lambda v: 0 <= v < math.inf)
+    elif not _fits_into(noise_variance.shape, predictions.shape[1:]):
+        raise ValueError(
+            f"Given noise_variance of shape {tuple(noise_variance.shape)}, wanted one that "
+            f"broadcasts to that of a prediction, {tuple(predictions.shape[1:])}."
+        )
     variance, mean = torch.var_mean(predictions, dim=0, correction=0)
     return RegressionSummary(mean, variance, variance + noise_variance)
 
@@ -203,8 +215,9 @@ def fit_temperature(logits: Tensor, target: Tensor) -> Tensor:
         target: Labels ``(batch,)``.
 
     Raises:
-        ValueError: If the shapes are others, the logits are not floating point, or the labels are
-            not integers.
+        TypeError: If an argument is no tensor.
+        ValueError: If the shapes or devices are others, the logits are not floating point, or the
+            labels are not integers from 0 up with a class for each.
 
     Example:
         >>> logits = torch.tensor([[9.0, 1.0]] * 4).log()  # 90 % sure of class 0
@@ -212,14 +225,23 @@ def fit_temperature(logits: Tensor, target: Tensor) -> Tensor:
         >>> probabilities(logits / temperature)[0]
         tensor([0.7500, 0.2500])
     """
+    check_tensors(logits=logits, target=target)
+    check_has_values(logits=logits)
     logits = _with_estimators(logits.detach())
-    if target.shape != logits.shape[1:2] or target.dtype.is_floating_point:
+    if target.shape != logits.shape[1:2] or target.is_floating_point() or target.is_complex():
         raise ValueError(
             f"Given target of type {target.dtype} and shape {tuple(target.shape)}, wanted integer "
             f"labels of shape ({logits.shape[1]},), one for each image."
         )
+    target = target.long()
+    lowest, highest = torch.stack(target.aminmax()).tolist()
+    if lowest < 0 or highest >= logits.shape[2]:
+        raise ValueError(
+            f"Given labels from {lowest} to {highest}, wanted 0 to {logits.shape[2] - 1} for "
+            f"{logits.shape[2]} classes."
+        )
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    index = target.long().expand(logits.shape[:2])[..., None]
+    index = target.expand(logits.shape[:2])[..., None]
     of_label = logits.gather(-1, index)[..., 0]
     log_temperature = slope = logits.new_zeros(())
     for halving in range(1, 25):
@@ -237,12 +259,19 @@ def fit_temperature(logits: Tensor, target: Tensor) -> Tensor:
 def _with_estimators(logits: Tensor) -> Tensor:
     """Give the ``(batch, classes)`` of a plain network an estimator axis of length 1."""
     axes = "(batch, classes) or (num_estimators, batch, classes)"
-    _check(logits, "logits", axes, logits.ndim in (2, 3))
+    _check(logits, "logits", axes, lambda ndim: ndim in (2, 3))
     return logits if logits.ndim == 3 else logits[None]
 
 
-def _check(values: Tensor, name: str, axes: str, fits: bool) -> None:
-    if not (fits and values.is_floating_point() and values.numel()):
+def _fits_into(shape: torch.Size, wanted: torch.Size) -> bool:
+    """Whether a tensor of this shape broadcasts to the other without making it larger."""
+    last = wanted[len(wanted) - len(shape) :]
+    return len(shape) <= len(wanted) and all(a in (1, b) for a, b in zip(shape, last, strict=True))
+
+
+def _check(values: Tensor, name: str, axes: str, fits: Callable[[int], bool]) -> None:
+    check_tensors(**{name: values})
+    if not (fits(values.ndim) and values.is_floating_point() and values.numel()):
         raise ValueError(
             f"Given {name} of type {values.dtype} and shape {tuple(values.shape)}, "
             f"wanted floating point {name} of shape {axes}, no axis empty."

@@ -8,6 +8,8 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import PolynomialLR
 
+from mcbn.checks import check_count, check_module
+
 
 class _StepwiseScheduler(TypedDict):
     scheduler: PolynomialLR
@@ -31,11 +33,17 @@ def optim_lenet(model: nn.Module, num_steps: int = 938) -> Recipe:
         num_steps: Steps until the learning rate is 0, where it stays. The default is two epochs of
             60,000 images in batches of 128.
 
+    Raises:
+        TypeError: ``model`` is no module, or the number no integer.
+        ValueError: There is no parameter, or the number is below 1.
+
     Example:
         >>> recipe = optim_lenet(nn.Linear(2, 1))
         >>> recipe["optimizer"].param_groups[0]["lr"], recipe["lr_scheduler"]["interval"]
         (0.05, 'step')
     """
+    check_module("model", model)
+    check_count("num_steps", num_steps)
     optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
     scheduler = PolynomialLR(optimizer, total_iters=num_steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

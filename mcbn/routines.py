@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DistributedSampler
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics import MeanMetric, MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from mcbn import metrics
+from mcbn.batches import default_inputs
+from mcbn.checks import (
+    check_callable,
+    check_count,
+    check_module,
+    check_number,
+    check_tensors,
+    check_type,
+)
 from mcbn.predictive import mean_probs, probabilities, summarise_regression
 
 Batch = tuple[Tensor, Tensor]
@@ -32,6 +42,11 @@ class _Routine(LightningModule):
         optim_recipe: OptimRecipe,
     ) -> None:
         super().__init__()
+        check_module("model", model)
+        check_callable("loss", loss, "a function from predictions and targets to a scalar tensor")
+        if not callable(optim_recipe):
+            wanted = "a function from the network to an optimizer, or what Lightning takes as one"
+            check_type("optim_recipe", optim_recipe, (dict, Optimizer, list, tuple), wanted)
         self.model = model
         self.loss = loss
         self.optim_recipe = optim_recipe
@@ -43,26 +58,47 @@ class _Routine(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """What the recipe says."""
-        return self.optim_recipe(self.model) if callable(self.optim_recipe) else self.optim_recipe
+        made = self.optim_recipe(self.model) if callable(self.optim_recipe) else self.optim_recipe
+        if made is None:
+            raise TypeError(
+                "optim_recipe gave None, so nothing would be trained; return an optimizer."
+            )
+        return made
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        inputs, target = batch
-        loss = self.loss(self.model(inputs), target)
+        inputs, target = _pair(batch)
+        loss: Any = self.loss(self._predictions(inputs), target)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else ""
+            raise TypeError(
+                f"the loss gave a {type(loss).__name__} {shape}, wanted a tensor of one number; "
+                "return the mean over the batch."
+            )
         self.train_loss.update(loss.detach())
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Forgets what an epoch left that failed."""
+        self.train_loss.reset()
 
     def on_train_epoch_end(self) -> None:
         """Logs the mean loss of the epoch: once, as logging takes a while next to a small step."""
         self.log("train/loss", self.train_loss.compute(), prog_bar=True, sync_dist=True)
-        self.train_loss.reset()
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets what a validation left that failed."""
+        self.val_metrics.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation metrics."""
-        self._log_and_reset(self.val_metrics)
+        self._log(self.val_metrics)
 
     def on_test_epoch_start(self) -> None:
-        """Finds out how many examples are this process's own."""
+        """Forgets what a test left that failed, and finds this process's own examples."""
+        for metric in self.children():
+            if isinstance(metric, MetricCollection):
+                metric.reset()
         self._unseen: int | None = None
         sampler: Any = getattr(self.trainer.test_dataloaders, "sampler", None)
         if isinstance(sampler, DistributedSampler):
@@ -73,19 +109,31 @@ class _Routine(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """What the network says about a batch, with the estimators' axis if there is one."""
-        return self.model(batch[0])
+        return self.model(default_inputs(batch))
+
+    def _predictions(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs)
 
     def _own(self, batch: Batch) -> Batch:
         """The examples of a test batch that count in this process."""
-        inputs, target = (part[: self._unseen] for part in batch)
+        inputs, target = (part[: self._unseen] for part in _pair(batch))
         if self._unseen is not None:
             self._unseen -= len(inputs)
         return inputs, target
 
-    def _log_and_reset(self, collection: MetricCollection) -> None:
+    def _log(self, collection: MetricCollection) -> None:
         # All processes have the same values by now; sync_dist only tells Lightning so.
         self.log_dict(collection.compute(), sync_dist=True)
-        collection.reset()
+
+
+def _pair(batch: Any) -> Batch:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        size = f" of {len(batch)}" if isinstance(batch, Sized) else ""
+        raise TypeError(
+            f"the batch is a {type(batch).__name__}{size}, wanted a pair of inputs and targets; "
+            "give the loader a collate_fn= that makes one."
+        )
+    return batch[0], batch[1]
 
 
 class ClassificationRoutine(_Routine):
@@ -106,6 +154,12 @@ class ClassificationRoutine(_Routine):
         optim_recipe: Called with the network when a training begins, gives what Lightning's
             ``configure_optimizers`` returns; or such a thing itself, good for one training.
 
+    Raises:
+        TypeError: An argument is of the wrong type; or, later, a batch is no pair, or the loss no
+            number.
+        ValueError: ``num_classes`` is below 2; or, later, the network gives another number of
+            logits, or a label is out of range.
+
     Example:
         >>> from mcbn import MNISTDataModule, Trainer, lenet, optim_lenet
         >>> routine = ClassificationRoutine(10, lenet(1, 10), nn.CrossEntropyLoss(), optim_lenet)
@@ -124,7 +178,9 @@ class ClassificationRoutine(_Routine):
         loss: Callable[[Tensor, Tensor], Tensor],
         optim_recipe: OptimRecipe,
     ) -> None:
+        check_count("num_classes", num_classes, least=2)
         super().__init__(model, loss, optim_recipe)
+        self.num_classes = num_classes
         self.val_metrics = MetricCollection(
             {"val/Acc": MulticlassAccuracy(num_classes, average="micro"), "val/NLL": metrics.NLL()}
         )
@@ -153,17 +209,17 @@ class ClassificationRoutine(_Routine):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to accuracy and negative log-likelihood."""
-        images, labels = batch
-        self.val_metrics.update(mean_probs(self.model(images)), labels)
+        images, labels = _pair(batch)
+        self.val_metrics.update(mean_probs(self._predictions(images)), labels)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the test metrics, and to those of several estimators if there are."""
         if batch_idx == 0:
-            self._log_complexity(batch[0][:1])
+            self._log_complexity(_pair(batch)[0][:1])
         images, labels = self._own(batch)
         if not len(images):
             return
-        logits = self.model(images)
+        logits = self._predictions(images)
         self.test_metrics.update(mean_probs(logits), labels)
         self._several = logits.ndim == 3 and len(logits) > 1
         if self._several:
@@ -171,9 +227,19 @@ class ClassificationRoutine(_Routine):
 
     def on_test_epoch_end(self) -> None:
         """Logs them."""
-        self._log_and_reset(self.test_metrics)
+        self._log(self.test_metrics)
         if self._several:
-            self._log_and_reset(self.estimator_metrics)
+            self._log(self.estimator_metrics)
+
+    def _predictions(self, inputs: Tensor) -> Tensor:
+        logits = self.model(inputs)
+        check_tensors(logits=logits)
+        if logits.shape[-1:] != (self.num_classes,):
+            raise ValueError(
+                f"the network gives {tuple(logits.shape)}, wanted num_classes={self.num_classes} "
+                "logits on the last axis; build the network or the routine with the other number."
+            )
+        return logits
 
     def _log_complexity(self, image: Tensor) -> None:
         with FlopCounterMode(display=False) as counter:
@@ -210,6 +276,8 @@ class RegressionRoutine(_Routine):
             standard deviation by which they were divided, for standardized ones.
 
     Raises:
+        TypeError: An argument is of the wrong type; or, later, a batch is no pair, or the loss no
+            number.
         ValueError: A precision or scale is not a finite number above 0; or, in a test, the shape of
             the predictions does not fit that of the targets.
 
@@ -234,14 +302,9 @@ class RegressionRoutine(_Routine):
         target_scale: float = 1.0,
     ) -> None:
         super().__init__(model, loss, optim_recipe)
-        for name, value in {
-            "noise_precision": noise_precision,
-            "target_scale": target_scale,
-        }.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}={value!r}, wanted a finite number above 0.")
         self.noise_precision = noise_precision
         self.target_scale = target_scale
+        self._check_numbers()
         self.val_metrics = MetricCollection({"val/RMSE": MeanSquaredError(squared=False)})
         self.error_metrics = MetricCollection({"test/reg/RMSE": MeanSquaredError(squared=False)})
         self.gaussian_metrics = MetricCollection(
@@ -252,9 +315,19 @@ class RegressionRoutine(_Routine):
         )
         self.estimator_metrics = MetricCollection({"test/reg/PLL": metrics.MixtureLogLikelihood()})
 
+    def _check_numbers(self) -> None:
+        for name in ("noise_precision", "target_scale"):
+            wanted = "a finite number above 0"
+            check_number(name, getattr(self, name), wanted, lambda value: 0 < value < math.inf)
+
+    def on_test_epoch_start(self) -> None:
+        """The same, and looks whether the two numbers, that may be changed, still are such."""
+        super().on_test_epoch_start()
+        self._check_numbers()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the root mean squared error."""
-        predictions, target = self._in_own_unit(*batch)
+        predictions, target = self._in_own_unit(*_pair(batch))
         self.val_metrics.update(predictions.mean(0), target)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -271,7 +344,7 @@ class RegressionRoutine(_Routine):
     def on_test_epoch_end(self) -> None:
         """Logs them."""
         for collection in (self.error_metrics, self.gaussian_metrics, self.estimator_metrics):
-            self._log_and_reset(collection)
+            self._log(collection)
 
     def _in_own_unit(self, inputs: Tensor, target: Tensor) -> Batch:
         """Predictions ``(num_estimators, *target.shape)``, and the target."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+from numbers import Real
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
+
+from mcbn.checks import check_count, check_type
 
 Part = Literal["train", "val", "test"]
 
@@ -44,8 +48,10 @@ class TableDataModule(LightningDataModule):
     Raises:
         ImportError: No path was given, and scikit-learn is not installed.
         OSError: The file cannot be read.
-        ValueError: An argument is out of range; or the file has a line that is no row of finite
-            numbers or is of another length, too few rows, or no such column.
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range; or the file is no text in UTF-8, has a line that is
+            no row of finite numbers or is of another length, too few rows, numbers too large to
+            standardize, or no such column.
 
     Example:
         >>> datamodule = TableDataModule(batch_size=32)
@@ -72,8 +78,13 @@ class TableDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r}, wanted a whole number from 1 up.")
+        if path is not None:
+            check_type("path", path, (str, os.PathLike), "the path of a text file")
+        check_type("target", target, int, "the number of a column")
+        check_count("batch_size", batch_size)
+        check_type("seed", seed, int, "an integer")
+        for name, share in {"val_split": val_split, "test_split": test_split}.items():
+            check_type(name, share, Real, "a share of the rows, as 0.2")
         if not (val_split >= 0 and test_split > 0 and val_split + test_split < 1):
             raise ValueError(
                 f"val_split={val_split} and test_split={test_split}, wanted shares whose sum is "
@@ -111,6 +122,11 @@ class TableDataModule(LightningDataModule):
                 f"{len(test)} for the test, wanted at least 1 in each."
             )
         std, mean = torch.std_mean(table[train], dim=0, correction=0)
+        if not (std.isfinite().all() and mean.isfinite().all()):
+            raise ValueError(
+                f"the numbers go up to {table.abs().amax():.3g}, too large to standardize; give "
+                "them in another unit."
+            )
         # Rounding may leave a constant column with a tiny standard deviation.
         std[table[train].amin(0) == table[train].amax(0)] = 1
         self.target_mean, self.target_std = mean[-1].item(), std[-1].item()
@@ -123,7 +139,7 @@ class TableDataModule(LightningDataModule):
     def dataset(self, part: Part) -> TensorDataset:
         """The standardized features and targets of a part, in ``.tensors``."""
         self.setup()
-        if part not in self._datasets:
+        if part not in ("train", "val", "test"):
             raise ValueError(f"part={part!r}, wanted 'train', 'val' or 'test'.")
         return self._datasets[part]
 
@@ -158,8 +174,8 @@ def read_table(path: str | os.PathLike[str]) -> tuple[list[str], Tensor]:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: A line is no row of finite numbers, or of another length than the first row; or
-            there is no row. The message names the line, counted from 1.
+        ValueError: It is no text in UTF-8; a line is no row of finite numbers, or of another length
+            than the first row; or there is no row. The message names the line, counted from 1.
 
     Example:
         >>> import tempfile
@@ -172,7 +188,14 @@ def read_table(path: str | os.PathLike[str]) -> tuple[list[str], Tensor]:
     name = Path(path).name
     header: list[str] = []
     rows: list[list[float]] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name} is no text in UTF-8 ({error.reason} at byte {error.start}); unpack or convert "
+            "it first."
+        ) from error
+    for number, line in enumerate(text.splitlines(), 1):
         cells = _cells(line)
         if not any(cells):
             continue
@@ -181,7 +204,7 @@ def read_table(path: str | os.PathLike[str]) -> tuple[list[str], Tensor]:
             continue
         for cell in cells:
             if not _is_number(cell) or not math.isfinite(float(cell)):
-                raise ValueError(f"{name}, line {number}: {cell!r} is no finite number.")
+                raise ValueError(f"{name}, line {number}: {short(cell)} is no finite number.")
         row = list(map(float, cells))
         wanted = len(rows[0]) if rows else len(header) or len(row)
         if len(row) != wanted:

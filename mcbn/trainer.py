@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import warnings
 from collections import ChainMap
@@ -9,13 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from html import escape
 from io import StringIO
+from numbers import Real
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 from rich import get_console
 from rich import table as rich_table
 from rich.console import Console, ConsoleOptions, RenderResult
-from torch import nn
+from torch import Tensor, distributed, nn
+
+from mcbn.checks import check_type
 
 Results = Sequence[Mapping[str, float]]
 
@@ -78,6 +82,10 @@ class Table(NamedTuple):
 class Tables:
     """Tables that show themselves where they are: as text in a terminal, as HTML on a page.
 
+    Raises:
+        TypeError: A table is no :class:`Table`, or a cell no text.
+        ValueError: A row has not as many cells as the header.
+
     Example:
         >>> print(Tables([Table("Digits", ("Digit", "Images"), [("0", "980")])]))
               Digits
@@ -90,6 +98,16 @@ class Tables:
     """
 
     def __init__(self, tables: Sequence[Table]) -> None:
+        for table in tables:
+            check_type("a table", table, Table, "tables as Table(caption, header, rows)")
+            for row in table.rows:
+                for cell in row:
+                    check_type("a cell", cell, str, "text")
+                if len(row) != len(table.header):
+                    raise ValueError(
+                        f"the row {list(row)} of the table {table.caption!r} has {len(row)} cells, "
+                        f"wanted {len(table.header)}, one for each name in the header."
+                    )
         self.tables = tables
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -131,6 +149,9 @@ class ResultTables(Tables):
     Args:
         results: What ``Trainer.test`` returned; or several such, by name, to be put side by side.
 
+    Raises:
+        TypeError: They are something else.
+
     Example:
         >>> plain = [{"test/cls/Acc": 0.9716, "test/cplx/flops": 72.1e6}]
         >>> mcbn = [{"test/cls/Acc": 0.9731, "test/cplx/flops": 487.0e6}]
@@ -140,7 +161,7 @@ class ResultTables(Tables):
 
     def __init__(self, results: Results | Mapping[str, Results]) -> None:
         named = results if isinstance(results, Mapping) else {"Value": results}
-        columns = [dict(ChainMap(*map(dict, result))) for result in named.values()]
+        columns = [_values(result) for result in named.values()]
         groups: dict[str, list[tuple[str, str]]] = {group: [] for group in _CAPTIONS}
         for key in dict.fromkeys(key for column in columns for key in column):
             *_, group, metric = f"Other/{key}".split("/")
@@ -159,6 +180,18 @@ class ResultTables(Tables):
                 if rows
             ]
         )
+
+
+def _values(results: Any) -> dict[str, float]:
+    """What was measured, by the full name of the metric."""
+    wanted = "what Trainer.test returned, or a dict of several such by name"
+    check_type("results", results, (list, tuple), wanted)
+    for measured in results:
+        check_type("an element of results", measured, Mapping, wanted)
+    values = dict(ChainMap(*map(dict, results)))
+    for key, value in values.items():
+        check_type(f"the value of {key!r}", value, (Real, Tensor), "a number")
+    return values
 
 
 def _rank(metric: str) -> int:
@@ -189,6 +222,22 @@ class _ShowSummary(pl.Callback):
             get_console().print(_summary(getattr(pl_module, "model", pl_module)))
 
 
+class _EndProcessGroup(pl.Callback):
+    """Ends the process group when the process does.
+
+    Lightning does so with NCCL only. The threads of gloo then outlive the interpreter, and may
+    abort a process that has done its work ("terminate called without an active exception").
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        atexit.register(_end_process_group)
+
+
+def _end_process_group() -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Lightning's notices off; its warnings stay, but for those that tell the caller nothing."""
@@ -213,7 +262,9 @@ def _quiet() -> Iterator[None]:
 class Trainer(pl.Trainer):
     """Lightning's Trainer that shows a model summary, the results of a test, and nothing else.
 
-    Progress bar, logger, checkpoints and Lightning's sanity check are off unless asked for.
+    Progress bar, logger, checkpoints and Lightning's sanity check are off unless asked for. Where a
+    run fails, modules come back to the mode in which they were: Lightning would leave them in
+    evaluation mode, and train them so the next time.
 
     Args:
         enable_model_summary: Show the network's modules and parameters when a training begins.
@@ -228,7 +279,7 @@ class Trainer(pl.Trainer):
     callbacks: list[pl.Callback]
 
     def __init__(self, *, enable_model_summary: bool = True, **kwargs: Any) -> None:
-        defaults = {
+        defaults: dict[str, Any] = {
             "logger": False,
             "enable_checkpointing": False,
             "enable_progress_bar": False,
@@ -236,22 +287,23 @@ class Trainer(pl.Trainer):
         }
         with _quiet():
             super().__init__(enable_model_summary=False, **(defaults | kwargs))
+        self.callbacks.append(_EndProcessGroup())
         if enable_model_summary:
             self.callbacks.append(_ShowSummary())
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
         """As Lightning's."""
-        with _quiet():
+        with self._undone_if_this_fails(*args, **kwargs):
             super().fit(*args, **kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> Any:
         """As Lightning's."""
-        with _quiet():
+        with self._undone_if_this_fails(*args, **kwargs):
             return super().validate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """As Lightning's."""
-        with _quiet():
+        with self._undone_if_this_fails(*args, **kwargs):
             return super().predict(*args, **kwargs)
 
     def test(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -263,9 +315,29 @@ class Trainer(pl.Trainer):
         datamodule: pl.LightningDataModule | None = None,
         **kwargs: Any,
     ) -> list[Mapping[str, float]]:
-        """As Lightning's; a verbose test prints :class:`ResultTables`, in one process only."""
-        with _quiet():
+        """As Lightning's; a verbose test prints :class:`ResultTables`, in one process only.
+
+        Raises:
+            ValueError: There was no batch, so that nothing was tested.
+        """
+        with self._undone_if_this_fails(model):
             results = super().test(model, dataloaders, ckpt_path, False, datamodule, **kwargs)
+        if not results:
+            raise ValueError("the test saw no batch; give a loader with at least one example.")
         if verbose and self.is_global_zero:
             get_console().print(ResultTables(results))
         return list(results)
+
+    @contextmanager
+    def _undone_if_this_fails(self, model: Any = None, *_: Any, **__: Any) -> Iterator[None]:
+        """Quiet, and every module in the mode in which it was if anything fails."""
+        model = model or self.lightning_module
+        modules = model.modules() if isinstance(model, nn.Module) else ()
+        modes = {module: module.training for module in modules}
+        try:
+            with _quiet():
+                yield
+        except BaseException:
+            for module, training in modes.items():
+                module.training = training
+            raise

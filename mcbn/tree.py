@@ -15,11 +15,19 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     With ``others``, trees of the same structure, ``function`` gets a tensor of each. What is no
     tensor is taken from ``tree``.
 
+    Raises:
+        ValueError: The trees are of different structures.
+
     Example:
         >>> import torch
         >>> tree_map(lambda t: t + 1, {"x": torch.zeros(2), "name": "seven"})
         {'x': tensor([1., 1.]), 'name': 'seven'}
     """
+    if others and len(forms := {_form(each) for each in (tree, *others)}) > 1:
+        raise ValueError(
+            f"Given {' and '.join(sorted(forms))} in the same place, wanted trees of one "
+            "structure; a network must give the same for every estimator."
+        )
     if isinstance(tree, Tensor):
         return function(tree, *others)
     if isinstance(tree, tuple | list):
@@ -38,6 +46,16 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
             },
         )
     return tree
+
+
+def _form(tree: Any) -> str:
+    """What must be the same in trees of the same structure."""
+    if isinstance(tree, Tensor):
+        return "a tensor"
+    name = f"a {type(tree).__name__}"
+    if isinstance(tree, Mapping):
+        return f"{name} with {sorted(map(str, tree))}"
+    return f"{name} of {len(tree)}" if isinstance(tree, tuple | list) else name
 
 
 def _like(tree: Mapping[Any, Any], pairs: dict[Any, Any]) -> Any:

@@ -588,14 +588,14 @@ def test_setup_alone_says_what_to_call(tiny, tmp_path, capsys):
         ({"val_split": 1.0}, r"val_split=1\.0, wanted a share"),
         ({"val_split": -0.1}, r"val_split=-0\.1, wanted a share"),
         ({"val_split": float("nan")}, r"val_split=nan, wanted a share"),
-        ({"batch_size": 0}, r"batch_size=0, wanted a whole number from 1 up"),
-        ({"batch_size": 12.5}, r"batch_size=12\.5, wanted a whole number"),
-        ({"batch_size": "128"}, r"batch_size='128', wanted a whole number"),
-        ({"num_workers": -1}, r"num_workers=-1, wanted a whole number from 0 up"),
+        ({"batch_size": 0}, r"batch_size=0; it must be at least 1"),
+        ({"batch_size": 12.5}, r"batch_size=12\.5 is a float; pass an integer"),
+        ({"batch_size": "128"}, r"batch_size='128' is a str; pass an integer"),
+        ({"num_workers": -1}, r"num_workers=-1; it must be at least 0"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         MNISTDataModule(**options)
 
 
@@ -696,6 +696,18 @@ def test_only_missing_files_are_downloaded(tiny, tmp_path, serve):
 BOMB = gzip.compress(bytes(1 << 24), 1) * 64  # a gigabyte of zeros
 
 
+def endless(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+    """A gzip header, then empty blocks for ever: nothing to unpack, and no end."""
+    handler.send_response(200)
+    handler.end_headers()
+    try:
+        handler.wfile.write(b"\x1f\x8b\x08" + bytes(7))
+        while True:
+            handler.wfile.write(b"\0\0\0\xff\xff" * 1000)
+    except OSError:
+        pass
+
+
 BAD_ANSWERS = {
     "not found": lambda handler, content: send(handler, b"no", status=404),
     "forbidden": lambda handler, content: send(handler, b"no", status=403),
@@ -704,6 +716,7 @@ BAD_ANSWERS = {
     "truncated": lambda handler, content: send(handler, content[:-20]),
     "another file": lambda handler, content: send(handler, gzip.compress(b"something else")),
     "gzip bomb": lambda handler, content: send(handler, BOMB),
+    "endless": endless,
     "garbage": lambda handler, content: handler.wfile.write(b"\0\1\2 no HTTP\r\n\r\n"),
     "nothing": lambda handler, content: None,
     "redirect to a file": lambda handler, content: (

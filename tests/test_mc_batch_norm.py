@@ -433,6 +433,9 @@ def test_autocast_inference_mode_and_channels_last() -> None:
 
 
 def test_compile() -> None:
+    pytest.importorskip(
+        "torch", "2.14", reason="an older torch.compile cannot follow a context variable"
+    )
     mc, x = fitted_small(), torch.randn(5, 6)
     compiled = torch.compile(mc, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), mc(x))
@@ -593,3 +596,61 @@ def test_no_converted_layer_is_left_out() -> None:
     mc = MCBatchNorm(small(), 4)
     names = [n for n, m in mc.model.named_modules() if isinstance(m, _BatchNorm)]
     assert [type(mc.model.get_submodule(n)).__name__ for n in names] == ["MCBatchNorm1d"] * 2
+
+
+# --- Found by changing the code at random (tests/benchmarks/mutants.py) --------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "loaded"),
+    [
+        ({}, torch.float64),
+        ({"affine": False}, torch.float64),
+        ({"track_running_stats": False}, torch.float64),
+        ({"affine": False, "track_running_stats": False}, torch.float32),  # nothing to go by
+    ],
+)
+def test_loaded_statistics_take_the_type_of_the_layer(
+    options: dict[str, bool], loaded: torch.dtype
+) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, **options))
+
+    state = MCBatchNorm(make(), 4).fit(batches()).state_dict()
+    fresh = MCBatchNorm(make(), 4).double()
+    fresh.load_state_dict(state)
+    for name in ("mc_mean", "mc_var"):
+        statistic = getattr(fresh.model[1], name)
+        assert statistic.dtype == loaded
+        assert torch.equal(statistic.float(), state[f"model.1.{name}"])
+
+
+def test_a_state_without_values_loads_into_a_network_without_values() -> None:
+    state = {name: value.to("meta") for name, value in fitted_small().state_dict().items()}
+    fresh = MCBatchNorm(small().to("meta"), 4)
+    fresh.load_state_dict(state)
+    assert fresh.model[1].mc_mean.shape == (4, 1, 8)
+    assert fresh.model[1].mc_mean.is_meta
+
+
+def test_converted_layers_of_one_class_have_one_class() -> None:
+    one, other = (MCBatchNorm(small(), 4).model[1] for _ in range(2))
+    assert type(one) is type(other) is type(pickle.loads(pickle.dumps(one)))
+
+
+def test_a_layer_that_fit_did_not_reach_is_named() -> None:
+    class Detour(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.both = nn.BatchNorm1d(6), nn.BatchNorm1d(6), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.second(x) if self.both else x
+
+    mc = MCBatchNorm(Detour(), 4).fit(batches()).eval()
+    mc.model.both = True
+    with pytest.raises(
+        RuntimeError, match=r"MCBatchNorm1d.* 1 times, .*those of fit did so 0 time"
+    ):
+        mc(torch.randn(5, 6))

@@ -585,3 +585,102 @@ def test_routine_and_metrics_agree_on_what_mean_probs_gives() -> None:
     probs = predictive.mean_probs(logits)
     result = value(metrics.NLL(), probs, torch.zeros(40, dtype=torch.long))
     assert result == pytest.approx(-probs[:, 0].log().mean().item(), rel=1e-5)
+
+
+# Found by changing the code at random (tests/benchmarks/mutants.py)
+
+DIFFERENTIABLE = {"brier", "nll", "entropy", "mi", "crps", "pll"}
+NEITHER_HIGH_NOR_LOW = {"entropy", "mi", "disagreement", "interval"}
+HIGHER_IS_BETTER = {"pll", "coverage"}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_metrics_say_of_what_kind_they_are(name: str) -> None:
+    metric = ALL[name]()
+    assert metric.is_differentiable == (name in DIFFERENTIABLE)
+    better = None if name in NEITHER_HIGH_NOR_LOW else name in HIGHER_IS_BETTER
+    assert metric.higher_is_better is better
+    assert metric.full_state_update is False
+
+
+@pytest.mark.parametrize(
+    ("make", "good", "bad"),
+    [
+        (metrics.IntervalCoverage, (1e-6, 0.999), (-0.5, 0, 1, 1.5, math.nan)),
+        (metrics.CoverageAtRisk, (0, 1), (-1e-6, 1.001, 2, math.nan)),
+        (metrics.RiskAtCoverage, (1e-6, 1), (-0.5, 0, 1.001, 2, math.nan)),
+        (metrics.CalibrationError, (1, 20), (0, -1)),
+        (metrics.AdaptiveCalibrationError, (1, 20), (0, -1)),
+    ],
+)
+def test_an_argument_is_taken_up_to_its_limits(make, good, bad) -> None:
+    for value in good:
+        assert isinstance(make(value), Metric)
+    for value in bad:
+        with pytest.raises(ValueError, match=f"{value}"):
+            make(value)
+
+
+def test_the_precision_of_observations_is_positive_and_finite() -> None:
+    for tau in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"tau={tau}"):
+            metrics.mixture_log_likelihood(torch.zeros(3, 1), tau, torch.zeros(1))
+    value = metrics.mixture_log_likelihood(torch.zeros(3, 1), 0.5, torch.ones(1))
+    wanted = stats.norm(0, math.sqrt(2)).logpdf(1)
+    assert value.item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_what_is_not_said_is_15_bins_95_percent_and_so_on() -> None:
+    probs, target = make_predictions(200, 3, "smooth", seed=0, dtype=torch.float64)
+    confidence, predicted = probs.max(-1)
+    correct = predicted == target
+    pairs = [
+        (metrics.CalibrationError(), metrics.CalibrationError(15, "l1")),
+        (metrics.AdaptiveCalibrationError(), metrics.AdaptiveCalibrationError(15)),
+        (metrics.CoverageAtRisk(), metrics.CoverageAtRisk(0.05)),
+        (metrics.RiskAtCoverage(), metrics.RiskAtCoverage(0.8)),
+    ]
+    for default, explicit in pairs:
+        for metric in (default, explicit):
+            metric.update(probs, target)
+        assert default.compute() == explicit.compute()
+    assert metrics.IntervalCoverage().level == 0.95
+    assert len(metrics.reliability_bins(confidence, correct)[0]) == 15
+    errors = {n: metrics.adaptive_calibration_error(confidence, correct, n) for n in (14, 15, 16)}
+    assert metrics.adaptive_calibration_error(confidence, correct) == errors[15]
+    assert len(set(errors.values())) == 3
+
+
+def test_confidences_that_are_no_shares_are_refused_where_they_must_be() -> None:
+    correct = torch.tensor([True, False])
+    for function in (metrics.reliability_bins, metrics.adaptive_calibration_error):
+        for confidence in ([0.5, 1.5], [-0.5, 0.5]):
+            low, high = (f"{value:.4g}" for value in confidence)
+            with pytest.raises(ValueError, match=f"confidence from {low} to {high}"):
+                function(torch.tensor(confidence), correct)
+        function(torch.tensor([0.0, 1.00005]), correct)  # a sum of float32 may be off by that
+        with pytest.raises(ValueError, match=r"confidence from 0 to 1\.001"):
+            function(torch.tensor([0.0, 1.001]), correct)
+    assert metrics.risk_coverage_curve(torch.tensor([-3.0, 7.0]), correct)[1].tolist() == [1, 0.5]
+
+
+def test_confidence_and_correct_are_named_apart() -> None:
+    with pytest.raises(ValueError, match=r"confidence torch.int64 \(2,\) and correct torch.int32"):
+        metrics.risk_coverage_curve(torch.tensor([1, 2]), torch.tensor([1, 0], dtype=torch.int32))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fine", "wrong"),
+    [
+        (torch.float64, 0.9e-4, 1.2e-4),
+        (torch.float32, 0.9e-4, 1.2e-4),
+        (torch.float16, 3e-3, 5e-3),
+        (torch.bfloat16, 2.5e-2, 4e-2),
+    ],
+)
+def test_sums_may_be_off_by_rounding_and_no_more(dtype, fine, wrong) -> None:
+    target = torch.tensor([0])
+    for sign in (-1, 1):
+        metrics.brier_score(torch.tensor([[0.5, 0.5 + sign * fine]], dtype=dtype), target)
+        with pytest.raises(ValueError, match="sums over the classes"):
+            metrics.brier_score(torch.tensor([[0.5, 0.5 + sign * wrong]], dtype=dtype), target)

@@ -85,6 +85,12 @@ def missing(root: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if not (root / name).exists()]
 
 
+def _pinned(name: str) -> tuple[int, str]:
+    if name not in _FILES:
+        raise ValueError(f"{name!r} is no file of the datasets, wanted one of {', '.join(_FILES)}.")
+    return _FILES[name]
+
+
 def _is_whole(name: str, content: bytes | bytearray) -> bool:
     size, sha256 = _FILES[name]
     return len(content) == size and hashlib.sha256(content).hexdigest() == sha256
@@ -94,9 +100,10 @@ def read(root: Path, name: str) -> Tensor:
     """A file of images ``(n, 28, 28)`` or labels ``(n,)``, as uint8.
 
     Raises:
-        ValueError: The file is not bit for bit the one it should be. The message names it.
+        ValueError: The file is not bit for bit the one it should be, or there should be none of
+            this name. The message names it.
     """
-    path, (size, sha256) = root / name, _FILES[name]
+    (size, sha256), path = _pinned(name), root / name
     found = path.stat().st_size
     content = bytearray(path.read_bytes()) if found == size else bytearray()
     if not _is_whole(name, content):
@@ -116,13 +123,17 @@ def fetch_missing(root: Path, names: Sequence[str], *, patient: bool) -> None:
     """Downloads those of the files that are not under root.
 
     Gives up after 15 seconds in all; a patient caller goes on as long as every 15 seconds bring
-    256 KiB. A file appears under its name whole and checked, or not at all.
+    256 KiB. A file appears under its name whole and checked, or not at all. Once all are there,
+    what killed runs left of them is deleted.
 
     Raises:
         TimeoutError: It took too long.
         ConnectionError: No mirror gave a file.
         OSError: A file cannot be written.
+        ValueError: There is no such file in the datasets.
     """
+    for name in names:
+        _pinned(name)
     if absent := missing(root, names):
         download = _Download(root, absent)
         download.start()
@@ -135,6 +146,10 @@ def fetch_missing(root: Path, names: Sequence[str], *, patient: bool) -> None:
                 raise TimeoutError(f"the download was given up after {_PATIENCE:g} seconds")
         if download.error:
             raise download.error
+    for path in (root / name for name in names):
+        for part in path.parent.glob(f"{path.name}.*.part"):
+            with suppress(OSError):
+                part.unlink()
 
 
 class _Download(threading.Thread):
@@ -174,11 +189,14 @@ class _Download(threading.Thread):
     def _fetch(self, url: str, limit: int) -> bytes:
         """Unpacks while it receives, up to the limit, so that a gzip bomb stays small."""
         unzip, content = zlib.decompressobj(wbits=31), bytearray()  # 31: gzip
+        end = self.received + 2 * limit  # for a stream that goes on and unpacks to nothing
         with urlopen(Request(url, headers={"User-Agent": "mcbn"}), timeout=_PATIENCE / 3) as answer:
             # read1 returns what is there, so that a trickle of bytes is noticed.
             while not unzip.eof and len(content) < limit and (chunk := answer.read1(1 << 16)):
                 if self.cancelled.is_set():
                     raise TimeoutError("cancelled")
+                if self.received > end:
+                    break
                 self.received += len(chunk)
                 content += unzip.decompress(chunk, limit - len(content))
         return bytes(content)
@@ -191,7 +209,9 @@ class _Download(threading.Thread):
             if not self.cancelled.is_set():
                 part.replace(path)
         except OSError as error:
-            raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
+            # Another process may have placed its own and deleted this one's part.
+            if not (isinstance(error, FileNotFoundError) and path.exists()):
+                raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
         finally:
             with suppress(OSError):
                 part.unlink()

@@ -5,34 +5,47 @@ Apart from the datamodule, so that a loading process that is spawned need not im
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
+from mcbn.checks import check_count, check_number, check_tensors
 
-def random_crop(images: Tensor, padding: int) -> Tensor:
+
+def random_crop(images: Tensor, padding: int, generator: torch.Generator | None = None) -> Tensor:
     """Pads images with zeros and cuts a window of the old size out of each, at a place of its own.
-
-    The places are drawn from torch's global generator.
 
     Args:
         images: ``(batch, height, width)``, any dtype.
         padding: Pixels added on each side.
+        generator: Source of the places; torch's global one by default.
 
     Returns:
         ``(batch, height, width)``, dtype as given.
+
+    Raises:
+        TypeError: ``images`` is no tensor, or ``padding`` no integer.
+        ValueError: The images are of another shape, or the padding is negative.
 
     Example:
         >>> random_crop(torch.ones(5, 28, 28, dtype=torch.uint8), padding=4).shape
         torch.Size([5, 28, 28])
     """
+    check_tensors(images=images)
+    check_count("padding", padding, least=0)
+    if images.ndim != 3:
+        raise ValueError(
+            f"Given images of shape {tuple(images.shape)}, wanted (batch, height, width)."
+        )
     batch, height, width = images.shape
     windows = pad(images, [padding] * 4).unfold(1, height, 1).unfold(2, width, 1)
-    rows, columns = torch.randint(2 * padding + 1, (2, batch))
+    rows, columns = torch.randint(2 * padding + 1, (2, batch), generator=generator)
     return windows[torch.arange(batch), rows, columns]
 
 
@@ -41,7 +54,9 @@ class InMemoryImages(Dataset[tuple[Tensor, int]]):
 
     A ``DataLoader`` asks for the items of a batch all at once (``__getitems__``), so cropping and
     normalizing are a few tensor operations per batch instead of per image. Give the loader
-    ``collate_fn=ready_batch``: the batch is complete already.
+    ``collate_fn=ready_batch``: the batch is complete already. Where images are cropped follows from
+    the indices asked for: a batch has the same crops in whichever process it is made, and a
+    shuffled epoch has others. A single image is cropped by torch's global generator.
 
     Args:
         images: ``(n, height, width)`` uint8.
@@ -49,6 +64,10 @@ class InMemoryImages(Dataset[tuple[Tensor, int]]):
         mean: Subtracted from the pixels once they are in [0, 1].
         std: Divides them afterwards.
         padding: Pixels around an image before a random crop to its old size; 0 for no crop.
+
+    Raises:
+        TypeError: Images or labels are no tensors, or a number is none.
+        ValueError: Shapes or dtypes are others, or a number is out of range.
 
     Example:
         >>> images = torch.zeros(10, 28, 28, dtype=torch.uint8)
@@ -61,6 +80,16 @@ class InMemoryImages(Dataset[tuple[Tensor, int]]):
     def __init__(
         self, images: Tensor, labels: Tensor, mean: float, std: float, padding: int = 0
     ) -> None:
+        check_tensors(images=images, labels=labels)
+        kinds = images.dtype == torch.uint8 and labels.dtype == torch.long
+        if not (kinds and images.ndim == 3 and labels.shape == images.shape[:1]):
+            raise ValueError(
+                f"Given images {images.dtype} {tuple(images.shape)} and labels {labels.dtype} "
+                f"{tuple(labels.shape)}, wanted uint8 (n, height, width) and int64 (n,)."
+            )
+        check_number("mean", mean, "a finite number", math.isfinite)
+        check_number("std", std, "a finite number above 0", lambda value: 0 < value < math.inf)
+        check_count("padding", padding, least=0)
         self.images, self.labels = images, labels
         self.mean, self.std, self.padding = mean, std, padding
 
@@ -72,7 +101,7 @@ class InMemoryImages(Dataset[tuple[Tensor, int]]):
         chosen = torch.as_tensor(indices, dtype=torch.long)
         images = self.images[chosen]
         if self.padding:
-            images = random_crop(images, self.padding)
+            images = random_crop(images, self.padding, _seeded_by(chosen))
         pixels = images.unsqueeze(1).float().div_(255).sub_(self.mean).div_(self.std)
         return pixels, self.labels[chosen]
 
@@ -80,6 +109,17 @@ class InMemoryImages(Dataset[tuple[Tensor, int]]):
         """One image ``(1, height, width)`` float32 and its label."""
         images, labels = self.__getitems__([index])
         return images[0], int(labels[0])
+
+
+def _seeded_by(indices: Tensor) -> torch.Generator | None:
+    """A generator for what is drawn for these images.
+
+    The process that trains draws the indices, whoever loads: what follows from them is the same
+    with any number of workers. A single index, always its image's own, is no source of chance.
+    """
+    if len(indices) < 2:
+        return None
+    return torch.Generator().manual_seed(crc32(indices.numpy().tobytes()))
 
 
 def ready_batch(batch: Any) -> Any:
