@@ -255,12 +255,13 @@ class _Shared(TorchFunctionMode):
             known, result = self.log[self.position]
             if known == what:
                 self.position += 1
-                return result
+                return _own(result)
             self.position = len(self.log)  # another way through the network: nothing more to share
         result = compute()
         if self.open:
             self.log.append((what, result))
             self.position = len(self.log)
+            return _own(result)
         return result
 
     def __torch_function__(
@@ -274,6 +275,8 @@ class _Shared(TorchFunctionMode):
         self.reads_values |= func in _READS_VALUES
         if not self.open and self.position == len(self.log):
             return func(*args, **kwargs)
+        if func in _LEAVE_PENDING and type(args[0]) is Pending:
+            return func(*args, **kwargs)  # nothing is computed, and each run has its own
         return self.once(func, lambda: func(*args, **kwargs))
 
 
@@ -295,6 +298,7 @@ _ACTIVATIONS = {
 _IN_PLACE = {F.relu_, torch.relu_, Tensor.relu_}
 _POOLS_2D = {F.max_pool2d, torch.max_pool2d}
 _ADAPTIVE_POOLS = {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d}
+_LEAVE_PENDING = {*_ACTIVATIONS, *_ADAPTIVE_POOLS}
 _POOLS = {*_POOLS_2D, F.max_pool1d, torch.max_pool1d, F.max_pool3d, torch.max_pool3d}
 
 
@@ -321,18 +325,14 @@ class Pending(Tensor):
         self.raw, self.layer, self.call = raw, layer, call
         self.weight_sign, self.activations = sign, activations
         self.run, self.value = current_normalizer(), None
-        self.shared = self.run.shared.open  # other runs will get it, too
 
     def finish(self) -> Tensor:
-        """The scaled and shifted tensor, for the run in progress."""
-        run = current_normalizer() or self.run
-        if self.value is None or (self.shared and self.run is not run):
-            value = run.finish(self.layer, self.call, self.raw, self.weight_sign)
+        """The scaled and shifted tensor."""
+        if self.value is None:
+            value = self.run.finish(self.layer, self.call, self.raw, self.weight_sign)
             for activation in self.activations:
                 value = activation(value, inplace=True)
-            self.run, self.value = run, value
-            if not self.shared:
-                self.raw = value  # the memory is needed
+            self.raw = self.value = value  # the memory is needed
         return self.value
 
     def activate(self, activation: Callable[..., Tensor], inplace: bool) -> Pending:
@@ -383,9 +383,17 @@ class Pending(Tensor):
         return func(*_finished(args), **_finished(kwargs or {}))
 
 
-def _pending(x: Tensor, layer: MCLayer, call: int) -> Pending:
-    with torch._C.DisableTorchFunction():  # what this asks of x is no call of the network's
-        return Pending(x, layer, call)
+def _pending(raw: Tensor, *rest: Any) -> Pending:
+    with torch._C.DisableTorchFunction():  # what this asks of it is no call of the network's
+        return Pending(raw, *rest)
+
+
+def _own(result: Any) -> Any:
+    """What the log hands out: a pending tensor will be finished by the run that gets it."""
+    if type(result) is not Pending:
+        return result
+    p = result
+    return _pending(p.raw, p.layer, p.call, p.weight_sign, p.activations)
 
 
 def _finished(tree: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -174,6 +174,11 @@ def signal() -> nn.Module:
     )
 
 
+def pools_to_the_size_it_has() -> nn.Module:
+    stem = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+    return nn.Sequential(*stem, nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(36, 5))
+
+
 def table() -> nn.Module:
     return nn.Sequential(
         nn.Linear(6, 8),
@@ -196,6 +201,7 @@ NETWORKS = {
     "squeezes": (Squeezes, (3, 8, 8)),
     "volume": (volume, (1, 6, 6, 6)),
     "signal": (signal, (2, 12)),
+    "pools to the size it has": (pools_to_the_size_it_has, (3, 8, 8)),
     "table": (table, (6,)),
     "a batch norm itself": (lambda: nn.BatchNorm2d(3), (3, 4, 4)),
     "sync": (lambda: nn.SyncBatchNorm.convert_sync_batchnorm(PreActivation()), (3, 8, 8)),
@@ -208,6 +214,7 @@ PATHS = {
     "in place on shared": "loop",
     "activates in place": "fold",
     "squeezes": "vmap",
+    "pools to the size it has": "fold",
     "table": "fold",
     "two calls": "fold",
     "signal": "fold",
@@ -459,3 +466,66 @@ def test_torchvision(name: str) -> None:
         assert "path=loop" not in repr(mc)
         for output, parts in zip(outputs, zip(*expected, strict=True), strict=True):
             assert relative_error(output, torch.stack(parts)) < tolerance
+
+
+# --- Found by changing the code at random (tests/benchmarks/mutants.py) ---------------------------
+
+
+@pytest.mark.parametrize(
+    "size", [4, 6, 2, (4, 6), (6, 4), (None, 6), (4, None), (None, 2), (None, None), (2, 6)]
+)
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d])
+def test_an_adaptive_pooling_to_every_size(
+    pool: type[nn.Module], size: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_WORTH_PENDING", 0)
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), pool(size), nn.Sigmoid()
+    model = randomize(nn.Sequential(*layers).double())
+    for shape in ((4, 6), (6, 4)):
+        batches = [torch.randn(5, 1, *shape).double() for _ in range(3)]
+        mc = MCBatchNorm(model, 3, path="fold").fit(batches)  # so that nothing else is tried
+        x = torch.randn(2, 1, *shape).double()
+        assert relative_error(mc(x), torch.stack(predict(model, fitted(mc), x))) < 1e-10
+
+
+POOL_OR_ACTIVATE = {
+    "in place, by position": lambda y: (F.relu(y, True), y)[1],
+    "in place, by name": lambda y: (F.relu6(y, inplace=True), y)[1],
+    "in place, a method": lambda y: (y.relu_(), y)[1],
+    "in place, torch's": lambda y: (torch.relu_(y), y)[1],
+    "not in place": lambda y: (F.relu(y, False), y)[1],
+    "with the old one": lambda y: F.relu(y) + y,
+    "indices, by position": lambda y: F.max_pool2d(y, 2, None, 0, 1, False, True)[1].double(),
+    "indices, by name": lambda y: F.max_pool2d(y, 2, return_indices=True)[0],
+    "no indices, by position": lambda y: F.max_pool2d(y, 2, None, 0, 1, True, False),
+    "overlapping": lambda y: F.max_pool2d(F.relu(y), 3, 2, 1),
+    "halves of a step": lambda y: torch.max_pool2d(y, 2, 1),
+    "dilated": lambda y: torch.max_pool2d(y, [2, 2], [2, 2], 0, 2),
+    "padded": lambda y: F.max_pool2d(y, (2, 2), padding=1),
+    "of odd sizes": lambda y: F.max_pool2d(F.max_pool2d(y, 2), 2, ceil_mode=True),
+    "twice": lambda y: F.relu6(F.max_pool2d(F.relu(F.max_pool2d(y, 2)), 2)),
+}
+
+
+@pytest.mark.parametrize("path", ["fold", "shared", "vmap"])
+@pytest.mark.parametrize("name", POOL_OR_ACTIVATE)
+def test_every_way_to_pool_or_activate(
+    name: str, path: engine.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return POOL_OR_ACTIVATE[name](self.bn(self.conv(x)))
+
+    monkeypatch.setattr(engine, "_WORTH_PENDING", 0)
+    torch.manual_seed(0)
+    model = randomize(Network().double())
+    batches = [torch.randn(5, 1, 6, 12).double() for _ in range(3)]
+    mc = MCBatchNorm(model, 3, path=path).fit(batches)  # so that nothing else is tried
+    x = torch.randn(2, 1, 6, 12).double()
+    with torch.no_grad():
+        assert relative_error(mc(x), torch.stack(predict(model, fitted(mc), x))) < 1e-10
