@@ -10,8 +10,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs"), str(ROOT / "docs" / "_ext")]
 
+from make_inventories import PROJECTS  # noqa: E402
 from mcbn_gallery import install_cell  # noqa: E402
 
 # The tutorials run in their own folder; what they download is kept in the project's.
@@ -45,14 +46,18 @@ extensions = [
     "accessible",
     "api",
     "changelog",
+    "code_links",
+    "deferred",
     "describe",
+    "draw_a_digit",
     "mathml",
     "mcbn_gallery",
+    "tags",
     "sphinxext.opengraph",
     "sphinx_llms_txt",
 ]
 if site_url:
-    extensions += ["sphinx_sitemap", "notfound.extension"]
+    extensions += ["sphinx_sitemap", "not_found"]
 if repository:
     extensions += ["repository"]
 templates_path = ["_templates"]
@@ -74,13 +79,7 @@ napoleon_use_admonition_for_examples = False
 
 # Other projects' names, from the small inventories that make_inventories.py writes.
 intersphinx_mapping = {
-    "torch": ("https://docs.pytorch.org/docs/stable/", "inventories/torch.inv"),
-    "lightning": ("https://lightning.ai/docs/pytorch/stable/", "inventories/lightning.inv"),
-    "torchmetrics": (
-        "https://lightning.ai/docs/torchmetrics/stable/",
-        "inventories/torchmetrics.inv",
-    ),
-    "matplotlib": ("https://matplotlib.org/stable/", "inventories/matplotlib.inv"),
+    project: (address, f"inventories/{project}.inv") for project, (address, _) in PROJECTS.items()
 }
 
 bibtex_bibfiles = ["references.bib"]
@@ -109,6 +108,7 @@ sphinx_gallery_conf = {
     "backreferences_dir": "api/generated/backreferences",
     "remove_config_comments": True,
     "show_signature": False,
+    "css": ("sg_gallery",),  # the others are for output that no page has
     "write_computation_times": False,  # those pages load scripts from CDNs
     "first_notebook_cell": install_cell(repository),
 }
@@ -125,7 +125,9 @@ html_copy_source = True
 html_show_sphinx = False
 html_context = {"default_mode": "auto", "github": f"https://github.com/{repository}"}
 # Pages without others beside them need no list of them.
-html_sidebars = {page: [] for page in ("404", "bibliography", "changelog", "contributing")}
+html_sidebars = {
+    page: [] for page in ("404", "bibliography", "changelog", "contributing", "draw_a_digit")
+}
 html_theme_options = {
     "logo": {"text": project},
     "navigation_with_keys": False,

@@ -1,52 +1,146 @@
 """Write docs/inventories: where other projects document the names that this site links to.
 
 They are kept with the docs, so a build needs no network. Run as ``python docs/make_inventories.py``
-after adding a name; a private module's name is the one that the signatures of the API pages hold.
+after adding a name here. A test finds the names in the tutorials' code that have no link.
 """
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from pathlib import Path
+from pkgutil import resolve_name
 
-# project -> name -> page, relative to the address in conf.py's intersphinx_mapping
-PAGES = {
-    "torch": {
-        "torch.Tensor": "tensors.html#torch.Tensor",
-        "torch._tensor.Tensor": "tensors.html#torch.Tensor",
-        "torch.Generator": "generated/torch.Generator.html",
-        "torch._C.Generator": "generated/torch.Generator.html",
-        "torch.nn.Module": "generated/torch.nn.Module.html",
-        "torch.nn.modules.module.Module": "generated/torch.nn.Module.html",
-        "torch.utils.data.DataLoader": "data.html#torch.utils.data.DataLoader",
-        "torch.utils.data.dataloader.DataLoader": "data.html#torch.utils.data.DataLoader",
-    },
-    "lightning": {
-        "lightning.pytorch.core.module.LightningModule": "common/lightning_module.html",
-        "lightning.pytorch.core.datamodule.LightningDataModule": "data/datamodule.html",
-        "lightning.pytorch.trainer.trainer.Trainer": "common/trainer.html",
-    },
-    "torchmetrics": {
-        "torchmetrics.Metric": "references/metric.html",
-        "torchmetrics.metric.Metric": "references/metric.html",
-    },
-    "matplotlib": {
-        "matplotlib.axes.Axes": "api/_as_gen/matplotlib.axes.Axes.html",
-        "matplotlib.axes._axes.Axes": "api/_as_gen/matplotlib.axes.Axes.html",
-        "matplotlib.figure.Figure": "api/_as_gen/matplotlib.figure.Figure.html",
-    },
+# project -> its address, and page -> the names on it
+PROJECTS = {
+    "torch": (
+        "https://docs.pytorch.org/docs/stable/",
+        {
+            "generated/{name}.html": """
+                torch.Generator torch.allclose torch.arange torch.cat torch.empty torch.from_numpy
+                torch.full torch.full_like torch.gradient torch.linspace torch.load
+                torch.manual_seed torch.maximum torch.no_grad torch.ones torch.rand torch.rand_like
+                torch.randint torch.randn torch.randn_like torch.randperm torch.save
+                torch.set_num_threads torch.sin
+                torch.stack torch.tensor torch.where torch.zeros
+                torch.autograd.grad_mode.inference_mode
+                torch.nn.AdaptiveAvgPool1d torch.nn.BatchNorm1d torch.nn.BatchNorm2d
+                torch.nn.Conv1d torch.nn.CrossEntropyLoss torch.nn.Dropout torch.nn.Flatten
+                torch.nn.LayerNorm torch.nn.Linear torch.nn.MSELoss torch.nn.MaxPool1d
+                torch.nn.Module torch.nn.ReLU torch.nn.Sequential
+                torch.nn.functional.avg_pool1d torch.nn.functional.avg_pool2d
+                torch.nn.functional.cross_entropy
+                torch.nn.functional.mse_loss
+                torch.optim.Adam torch.optim.AdamW
+                torch.optim.lr_scheduler.LinearLR torch.optim.lr_scheduler.OneCycleLR
+            """,
+            "data.html": """
+                torch.utils.data.DataLoader torch.utils.data.Dataset torch.utils.data.TensorDataset
+            """,
+            "onnx_export.html": "torch.onnx.export torch.onnx.ONNXProgram",
+            "size.html": "torch.Size",
+            "torch.html": "torch.inf torch.nan torch.pi",
+            "tensor_attributes.html": "torch.dtype torch.long",
+            "tensors.html": "torch.Tensor",
+            "testing.html": "torch.testing.assert_close",
+            "user_guide/torch_compiler/export/api_reference.html": "torch.export.Dim",
+        },
+    ),
+    "torchvision": (
+        "https://docs.pytorch.org/vision/stable/",
+        {
+            "generated/torchvision.transforms.InterpolationMode.html": """
+                torchvision.transforms.InterpolationMode
+                torchvision.transforms.InterpolationMode.BILINEAR
+            """,
+            "generated/{name}.html": "torchvision.transforms.v2.functional.rotate",
+            "models/generated/{name}.html": "torchvision.models.resnet18",
+        },
+    ),
+    "lightning": (
+        "https://lightning.ai/docs/pytorch/stable/",
+        {
+            "api/{name}.html": "lightning.pytorch.trainer.trainer.Trainer",
+            "common/lightning_module.html": "lightning.pytorch.core.LightningModule",
+            "data/datamodule.html": "lightning.pytorch.core.LightningDataModule",
+        },
+    ),
+    "fabric": (
+        "https://lightning.ai/docs/fabric/stable/",
+        {
+            "api/utilities.html": """
+                lightning.fabric.utilities.seed.seed_everything lightning.pytorch.seed_everything
+            """
+        },
+    ),
+    "torchmetrics": (
+        "https://lightning.ai/docs/torchmetrics/stable/",
+        {
+            "classification/accuracy.html": "torchmetrics.classification.MulticlassAccuracy",
+            "classification/auroc.html": "torchmetrics.functional.classification.binary_auroc",
+            "classification/average_precision.html": """
+                torchmetrics.functional.classification.binary_average_precision
+            """,
+            "classification/roc.html": "torchmetrics.functional.classification.binary_roc",
+            "pages/overview.html": "torchmetrics.MetricCollection",
+            "references/metric.html": "torchmetrics.Metric",
+        },
+    ),
+    "matplotlib": (
+        "https://matplotlib.org/stable/",
+        {
+            "api/_as_gen/{name}.html": """
+                matplotlib.axes.Axes matplotlib.axes.Axes.axvline matplotlib.axes.Axes.legend
+                matplotlib.axes.Axes.set matplotlib.axes.Axes.set_title
+                matplotlib.axes.Axes.set_xlim matplotlib.figure.Figure matplotlib.pyplot.subplots
+            """,
+        },
+    ),
+    "onnxruntime": (
+        "https://onnxruntime.ai/docs/api/python/",
+        {"api_summary.html": "onnxruntime.InferenceSession"},
+    ),
+    "rich": ("https://rich.readthedocs.io/en/stable/", {"reference/init.html": "rich.print"}),
+    "python": (
+        "https://docs.python.org/3/",
+        {
+            "library/json.html": "json.loads",
+            "library/os.html": "os.environ",
+            "library/pathlib.html": "pathlib.Path",
+            "library/statistics.html": "statistics.median",
+            "library/subprocess.html": "subprocess.run",
+            "library/sys.html": "sys.executable sys.path",
+            "library/tempfile.html": "tempfile.TemporaryDirectory",
+            "library/textwrap.html": "textwrap.fill textwrap.indent",
+            "library/time.html": "time.perf_counter",
+        },
+    ),
 }
+
+# What the signatures of the API pages call them, where the object itself does not tell.
+OTHER_NAMES = {"torch.Tensor": "torch._tensor.Tensor", "torch.Generator": "torch._C.Generator"}
+
+
+def entries(name: str, page: str) -> set[str]:
+    """The inventory's lines for a name, and for the private module that defines it."""
+    item = resolve_name(name)
+    role = "class" if inspect.isclass(item) else "function" if callable(item) else "attribute"
+    names = {name, OTHER_NAMES.get(name, name)}
+    if role != "attribute":
+        names.add(f"{item.__module__}.{item.__qualname__}")
+    place = f"{page.format(name=name)}#{name}"
+    return {f"{each} py:{role} 1 {place} -\n" for each in names}
 
 
 def inventory(project: str, pages: dict[str, str]) -> bytes:
     """The file in version 2 of Sphinx's format."""
     head = f"# Sphinx inventory version 2\n# Project: {project}\n# Version: \n"
     head += "# The remainder of this file is compressed using zlib.\n"
-    lines = "".join(f"{name} py:class 1 {page} -\n" for name, page in sorted(pages.items()))
-    return head.encode() + zlib.compress(lines.encode(), 9)
+    lines = set().union(*(entries(n, page) for page, names in pages.items() for n in names.split()))
+    return head.encode() + zlib.compress("".join(sorted(lines)).encode(), 9)
 
 
-folder = Path(__file__).parent / "inventories"
-folder.mkdir(exist_ok=True)
-for project, pages in PAGES.items():
-    (folder / f"{project}.inv").write_bytes(inventory(project, pages))
+if __name__ == "__main__":
+    folder = Path(__file__).parent / "inventories"
+    for project, (_, pages) in PROJECTS.items():
+        (folder / f"{project}.inv").write_bytes(inventory(project, pages))

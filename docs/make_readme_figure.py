@@ -1,10 +1,12 @@
-"""Draw the README's figure, docs/_static/eight_readings.png, from the digits in the package.
+"""Draw the figure of the README and the first page from the digits in the package.
 
-Run as ``python docs/make_readme_figure.py``.
+Run as ``python docs/make_readme_figure.py``; it writes docs/_static/eight_readings.png, and
+eight_readings_dark.png for the site's dark theme.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,6 +24,9 @@ from mcbn import (
 from mcbn.plotting import plot_estimators
 from mcbn.predictive import mutual_information, probabilities
 
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+from mcbn_gallery import darken
+
 torch.manual_seed(0)
 datamodule = MNISTDataModule(source="sample")
 model = lenet(1, 10)
@@ -37,4 +42,7 @@ information = mutual_information(probs)
 # One digit that all estimators read alike, and the three about which they differ most.
 chosen = torch.cat([information.argsort()[-500:-499], information.topk(3).indices])
 plot_estimators(test_set.images[chosen] / 255, probs[:, chosen], labels[chosen])
-plt.savefig(Path(__file__).parent / "_static/eight_readings.png", dpi=110, facecolor="white")
+static = Path(__file__).parent / "_static"
+plt.savefig(static / "eight_readings.png", dpi=2 * 96, facecolor="white")
+darken(plt.gcf())
+plt.savefig(static / "eight_readings_dark.png", dpi=2 * 96, transparent=True)

@@ -13,6 +13,8 @@ What are we going to serve?
 A network after 200 steps, wrapped with 32 estimators from mini-batches of 16 digits.
 """
 
+# sphinx_gallery_tags = ["classification", "number of estimators", "speed"]
+
 from lightning.pytorch import seed_everything
 from torch import nn
 

@@ -15,6 +15,8 @@ weights are random, and its images are 32 random ones of 32 by 32 pixels: this c
 wrap it, and says nothing about how good it is.
 """
 
+# sphinx_gallery_tags = ["classification", "own networks"]
+
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18

@@ -17,6 +17,8 @@ It splits the rows in three parts, and standardizes all columns with the means a
 deviations of the training part alone.
 """
 
+# sphinx_gallery_tags = ["regression", "calibration"]
+
 from lightning.pytorch import seed_everything
 
 from mcbn.tables import TableDataModule

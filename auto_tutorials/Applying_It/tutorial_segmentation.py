@@ -18,6 +18,8 @@ the earlier ones, and noise on all of them. A pixel's class is its digit plus on
 background.
 """
 
+# sphinx_gallery_tags = ["segmentation", "own networks", "selective classification"]
+
 import torch
 from torch.nn.functional import avg_pool2d
 

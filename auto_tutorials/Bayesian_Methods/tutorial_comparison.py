@@ -19,6 +19,8 @@ What do they all learn from?
 From tensors in memory, so that a plain training loop will do.
 """
 
+# sphinx_gallery_tags = ["classification", "dropout and ensembles", "out of distribution"]
+
 import torch
 
 from mcbn import MNISTDataModule

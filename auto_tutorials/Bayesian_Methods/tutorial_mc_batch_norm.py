@@ -20,6 +20,7 @@ what to do with a batch, and a trainer that runs the routine. The seed stands he
 so that each run of it on the same machine gives the same numbers.
 """
 
+# sphinx_gallery_tags = ["classification", "batch size"]
 # sphinx_gallery_thumbnail_number = 2
 
 from lightning.pytorch import seed_everything
@@ -258,5 +259,10 @@ assert plain["test/cls/Acc"] - some["test/cls/Acc"] <= (0.005 if full else 0.015
 # data are few and the network overfits, or where the test images differ from those of the training;
 # and expect more still from several trained networks, which cost as many trainings.
 #
-# To read on: :class:`mcbn.MCBatchNorm` has what else the wrapper can do, and
-# `the paper <https://arxiv.org/abs/1802.06455>`_ why this is a Bayesian method.
+# What to read next
+# -----------------
+#
+# :ref:`sphx_glr_auto_tutorials_Bayesian_Methods_tutorial_comparison.py` makes that comparison, and
+# :ref:`sphx_glr_auto_tutorials_Understanding_tutorial_batch_size_and_estimators.py` has more on the
+# two numbers to choose. :class:`mcbn.MCBatchNorm` has what else the wrapper can do, and
+# `the paper <https://arxiv.org/abs/1802.06455>`_ why its authors call the method Bayesian.

@@ -17,6 +17,8 @@ A LeNet, trained for 400 steps without random crops. It sees each of the 300 dig
 times and learns them by heart. We need its logits for the validation and the test images.
 """
 
+# sphinx_gallery_tags = ["classification", "calibration", "shifted data"]
+
 import torch
 from torch import nn
 

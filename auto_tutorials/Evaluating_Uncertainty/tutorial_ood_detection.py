@@ -15,6 +15,8 @@ What is a digit, and what is not?
 ---------------------------------
 """
 
+# sphinx_gallery_tags = ["classification", "out of distribution"]
+
 import torch
 
 from mcbn import MNISTDataModule

@@ -17,6 +17,8 @@ A LeNet, trained for 400 steps on digits that stand upright, and 8 estimators ma
 the batch statistics of 8 training digits. Small mini-batches spread the estimators wide.
 """
 
+# sphinx_gallery_tags = ["classification", "shifted data"]
+
 import torch
 from torch import nn
 

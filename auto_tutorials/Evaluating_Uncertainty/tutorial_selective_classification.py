@@ -17,6 +17,8 @@ A LeNet, trained for 400 steps on 300 digits, so that there are errors to avoid;
 made of it, each with the batch statistics of 8 training digits.
 """
 
+# sphinx_gallery_tags = ["classification", "selective classification"]
+
 import torch
 from torch import nn
 

@@ -10,6 +10,8 @@ We train one LeNet on the 4,000 digits that come with the package, in batches of
 1,000 others. The seed is 0. All that follows is done with this one network.
 """
 
+# sphinx_gallery_tags = ["classification", "batch size", "number of estimators", "speed"]
+
 from lightning.pytorch import seed_everything
 from torch import nn
 

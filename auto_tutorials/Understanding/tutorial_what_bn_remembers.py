@@ -10,6 +10,8 @@ We make a noisy sine on the spot: 400 points whose noise has a standard deviatio
 sine's peak there are no points at all, and none beyond −3 and 3. The seed is 0, a CPU is enough.
 """
 
+# sphinx_gallery_tags = ["regression", "batch size"]
+
 import torch
 
 from mcbn.plotting import plot_curves

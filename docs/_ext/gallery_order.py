@@ -11,6 +11,7 @@ ORDER = (
     "batch_size_and_estimators",
     "mc_batch_norm",
     "comparison",
+    "paper_table",
     "calibration",
     "selective_classification",
     "ood_detection",

@@ -26,6 +26,7 @@ from matplotlib.colors import to_rgba_array
 from matplotlib.image import imread
 from rich.console import Console
 from sphinx.errors import ExtensionError
+from sphinx_gallery.utils import get_md5sum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,12 +148,18 @@ def darken(figure: Figure) -> None:
 # --- One example: its surroundings, and what is recorded of the run ---
 
 _stack = contextlib.ExitStack()
+# Sphinx-Gallery notes that an example has run before it writes the page. A build that is killed in
+# between leaves this file, which names the example.
+UNDER_WAY = "example-under-way"
 
 
 def reset(gallery_conf: dict[str, Any], fname: str | None, when: str) -> None:
     """Before an example: a fresh console, and warnings as errors. After it: all as it was."""
     _stack.close()
     if when == "before":
+        mark = Path(gallery_conf["src_dir"], gallery_conf["gallery_dirs"], UNDER_WAY)
+        mark.write_text(str(fname), encoding="utf-8")
+        _stack.callback(mark.unlink)
         _stack.enter_context(example_surroundings())
 
 
@@ -268,16 +275,32 @@ def rerun_key(root: Path) -> str:
 
 
 def forget_old_runs(app: Sphinx) -> None:
-    """Drop Sphinx-Gallery's checksums when the key has changed, so that every tutorial runs."""
-    if not app.config.sphinx_gallery_conf["plot_gallery"]:
-        return
-    gallery = Path(app.srcdir, app.config.sphinx_gallery_conf["gallery_dirs"])
+    """Drop the records of the runs that no longer count, so that their tutorials run again.
+
+    That is all of them when the key has changed, and the one during which a build was killed. In a
+    build that runs nothing, it is those whose script has changed: their pages are left without
+    output, even if the change is taken back.
+    """
+    conf = app.config.sphinx_gallery_conf
+    gallery = Path(app.srcdir, conf["gallery_dirs"])
     gallery.mkdir(exist_ok=True)
     record = gallery / "rerun-key"
-    key = rerun_key(Path(app.srcdir).parent)
-    if not record.exists() or record.read_text() != key:
-        for checksum in gallery.rglob("*.py.md5"):
+    key = f"{rerun_key(Path(app.srcdir).parent)}\n{conf['first_notebook_cell']}"
+    mark = gallery / UNDER_WAY
+    killed = mark.read_text(encoding="utf-8") if mark.exists() else ""
+    for checksum in gallery.rglob("*.py.md5"):
+        script = Path(app.srcdir, conf["examples_dirs"], checksum.relative_to(gallery)).with_suffix(
+            ""
+        )
+        if conf["plot_gallery"]:
+            outdated = not record.exists() or record.read_text() != key
+        else:
+            outdated = not script.exists() or get_md5sum(script, "t") != checksum.read_text()
+        if outdated or script.name == killed:
             checksum.unlink()
+            checksum.with_name(f"{script.stem}.run.json").unlink(missing_ok=True)
+    mark.unlink(missing_ok=True)
+    if conf["plot_gallery"]:
         record.write_text(key)
 
 

@@ -1,4 +1,8 @@
-"""A link from each page to its source on GitHub, where a repository is configured."""
+"""Links into the public repository, where one is configured: source, editing, and Colab.
+
+Colab opens notebooks from GitHub. They are made when the site is built and not kept on the main
+branch; the workflow that publishes the site pushes them to a branch of their own.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
+
+NOTEBOOKS = "notebooks"  # the branch, as in .github/workflows/ci.yml
 
 
 def source_of(page: str, root: Path) -> str:
@@ -23,12 +29,37 @@ def source_of(page: str, root: Path) -> str:
     return "CHANGELOG.md" if page == "changelog" else f"docs/{page}.rst"
 
 
+def colab(app: Sphinx, page: str) -> str:
+    """Where Colab opens the notebook of a tutorial's `page`."""
+    repository = app.config.html_context["github"].removeprefix("https://github.com/")
+    return f"https://colab.research.google.com/github/{repository}/blob/{NOTEBOOKS}/{page}.ipynb"
+
+
+def is_tutorial(page: str) -> bool:
+    return page.rpartition("/")[2].startswith("tutorial_")
+
+
 def add(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    if doctree is not None:
-        source = source_of(page, Path(app.srcdir).parent)
-        context["github_source"] = f"{app.config.html_context['github']}/blob/main/{source}"
+    if doctree is None:
+        return
+    source = source_of(page, Path(app.srcdir).parent)
+    links = {"Source on GitHub": f"blob/main/{source}", "Edit on GitHub": f"edit/main/{source}"}
+    github = app.config.html_context["github"]
+    context["repository_links"] = {text: f"{github}/{path}" for text, path in links.items()}
+    if is_tutorial(page):
+        context["repository_links"]["Open in Colab"] = colab(app, page)
+
+
+def add_button(app: Sphinx, docname: str, source: list[str]) -> None:
+    """The Colab button at a tutorial's end, before the downloads."""
+    if is_tutorial(docname):
+        footer = "  .. container:: sphx-glr-footer sphx-glr-footer-example\n\n"
+        button = f"`Open in Colab <{colab(app, docname)}>`__"
+        box = f"    .. container:: sphx-glr-download mcbn-colab\n\n      {button}\n\n"
+        source[0] = source[0].replace(footer, footer + box)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("source-read", add_button)
     app.connect("html-page-context", add)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

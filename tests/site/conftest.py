@@ -8,7 +8,8 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
@@ -73,15 +74,52 @@ def parse(site: Path):
     return parse
 
 
+@pytest.fixture(scope="session")
+def prefix(parse) -> str:
+    """The path that the site is published under: that of MCBN_SITE_URL when it was built."""
+    canonical = parse("index.html").find("link", rel="canonical")
+    return str(PurePosixPath(urlsplit(canonical["href"]).path).parent) if canonical else "/"
+
+
+@pytest.fixture(scope="session")
+def resolve(prefix: str):
+    """The file and the anchor that a `link` on `page` points to."""
+
+    def resolve(page: str, link: str) -> tuple[str, str]:
+        parts = urlsplit(link)
+        if not parts.path:
+            return page, unquote(parts.fragment)
+        path = PurePosixPath(prefix, page).parent / unquote(parts.path)
+        steps: list[str] = []
+        for step in path.parts[1:]:
+            if step != "..":
+                steps.append(step)
+            else:
+                assert steps, f"{link} on {page} leaves the server"
+                steps.pop()
+        inside = PurePosixPath("/", *steps)
+        assert inside.is_relative_to(prefix), f"{link} on {page} leaves the site"
+        folder = "/" if parts.path.endswith("/") else ""
+        return f"{inside.relative_to(prefix)}{folder}", unquote(parts.fragment)
+
+    return resolve
+
+
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    prefix: str
+
+    def translate_path(self, path: str) -> str:
+        return super().translate_path("/" + path.removeprefix(self.prefix).lstrip("/"))
+
     def log_message(self, *args: object) -> None:
         pass
 
 
 @pytest.fixture(scope="session")
-def server(site: Path) -> Iterator[str]:
+def server(site: Path, prefix: str) -> Iterator[str]:
     """The site's address, served from this machine."""
-    handler = functools.partial(QuietHandler, directory=str(site))
+    served = type("Handler", (QuietHandler,), {"prefix": prefix})
+    handler = functools.partial(served, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{httpd.server_port}/"

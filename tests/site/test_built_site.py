@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
+import sys
 import zipfile
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from pkgutil import resolve_name
+from urllib.parse import urlsplit
 
 import nbformat
 import pytest
@@ -25,22 +29,6 @@ CHATTER = {
 MACHINE_PATH = re.compile(
     r"(?<![\w.:/~-])/(?:home|root|work|tmp|usr|opt|var|srv|mnt|Users|builds?)/[\w.-]+|[A-Z]:\\\w"
 )
-
-
-def resolve(page: str, link: str) -> tuple[str, str]:
-    """The file and the anchor that a relative `link` on `page` points to."""
-    parts = urlsplit(link)
-    if not parts.path:
-        return page, unquote(parts.fragment)
-    path = PurePosixPath(page).parent / unquote(parts.path)
-    steps: list[str] = []
-    for step in path.parts:
-        if step == "..":
-            assert steps, f"{link} on {page} leaves the site"
-            steps.pop()
-        elif step != ".":
-            steps.append(step)
-    return "/".join(steps), unquote(parts.fragment)
 
 
 def internal_links(soup) -> list[str]:
@@ -77,7 +65,7 @@ def test_no_error_of_the_builder(parse, page: str) -> None:
     assert not parse(page).select(".system-message, .problematic, p.admonition-title.error")
 
 
-def test_links_and_anchors_lead_somewhere(site: Path, parse, page: str) -> None:
+def test_links_and_anchors_lead_somewhere(site: Path, parse, resolve, page: str) -> None:
     broken = []
     for link in internal_links(parse(page)):
         target, anchor = resolve(page, link)
@@ -89,7 +77,7 @@ def test_links_and_anchors_lead_somewhere(site: Path, parse, page: str) -> None:
     assert not broken
 
 
-def test_images_have_alternative_text_and_exist(site: Path, parse, page: str) -> None:
+def test_images_have_alternative_text_and_exist(site: Path, parse, resolve, page: str) -> None:
     for image in parse(page).find_all("img"):
         # An empty text is right for a picture whose link or caption already says it.
         decorative = image.find_parent(class_="sphx-glr-thumbcontainer") is not None
@@ -142,7 +130,7 @@ def test_tutorial_says_how_it_ran(parse, tutorial: str) -> None:
     assert re.search(r"\d+ minutes \d+\.\d+ seconds", soup.select_one(".sphx-glr-timing").text)
 
 
-def test_downloads_resolve(site: Path, parse, tutorial: str) -> None:
+def test_downloads_resolve(site: Path, parse, resolve, tutorial: str) -> None:
     soup = parse(tutorial)
     links = downloads(soup)
     assert set(links) == {".py", ".ipynb", ".zip"}
@@ -157,7 +145,7 @@ def test_downloads_resolve(site: Path, parse, tutorial: str) -> None:
     assert sorted(sidebar) == sorted(links.values())
 
 
-def test_notebook_has_no_markup_of_another_kind(site: Path, parse, tutorial: str) -> None:
+def test_notebook_has_no_markup_of_another_kind(site: Path, parse, resolve, tutorial: str) -> None:
     link = downloads(parse(tutorial))[".ipynb"]
     notebook = nbformat.read(site / resolve(tutorial, link)[0], as_version=4)
     assert 'find_spec("mcbn")' in notebook.cells[0].source
@@ -165,6 +153,58 @@ def test_notebook_has_no_markup_of_another_kind(site: Path, parse, tutorial: str
     assert texts
     for text in texts:
         assert not re.search(r":\w+:`|^\.\. |`_\b", text, flags=re.M), text
+
+
+def imported_names(script: str) -> Iterator[tuple[str, str]]:
+    """The imported names in a script's code: as written, and in full.
+
+    Without those of Python itself, and without constants, which have no page of their own.
+    """
+    tree = ast.parse(script)
+    parts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    imports = {}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            imports |= {each.asname or each.name: module + each.name for each in node.names}
+    for node in ast.walk(tree):
+        whole = isinstance(node, (ast.Name, ast.Attribute)) and node not in parts
+        written = ast.unparse(node) if whole else ""
+        root, dot, rest = written.partition(".")
+        full = imports.get(root, root) + dot + rest
+        standard = full.partition(".")[0] in sys.stdlib_module_names
+        if root in imports and not standard and re.fullmatch(r"[\w.]+", written):
+            origin = resolve_name(imports[root])
+            if inspect.ismodule(origin) or callable(origin):
+                yield written, full
+
+
+def test_names_in_the_code_lead_to_their_documentation(
+    site: Path, parse, resolve, tutorial: str
+) -> None:
+    soup = parse(tutorial)
+    linked = {link.get_text().lstrip("@") for link in soup.select("div.highlight-Python pre a")}
+    script = site / resolve(tutorial, downloads(soup)[".py"])[0]
+    names = dict(imported_names(script.read_text(encoding="utf-8")))
+    assert names
+    missing = [
+        name
+        for name, full in names.items()
+        # Of an attribute's attribute, a link on the first part is enough.
+        if callable(resolve_name(full))
+        and not any(f"{name}.".startswith(f"{text}.") for text in linked)
+    ]
+    assert not missing
+
+
+def test_tags_lead_to_the_list_by_subject(parse, resolve, tutorial: str) -> None:
+    tags = parse(tutorial).select("p.sphx-glr-example-tags a")
+    assert tags
+    for tag in tags:
+        gallery, anchor = resolve(tutorial, tag["href"])
+        entry = parse(gallery).find(id=anchor)
+        assert entry.strong.text.lower() == tag.text
+        assert tutorial in [resolve(gallery, link["href"])[0] for link in entry.find_all("a")]
 
 
 def public_names(module: str) -> list[str]:

@@ -76,10 +76,10 @@ class Project:
         text = TUTORIAL.format(name=name, log=self.log, code=code)
         (self.root / f"auto_tutorials/tutorial_{name}.py").write_text(text)
 
-    def build(self) -> tuple[list[str], subprocess.CompletedProcess[str]]:
+    def build(self, *options: str) -> tuple[list[str], subprocess.CompletedProcess[str]]:
         self.log.write_text("")
         done = subprocess.run(
-            [sys.executable, "-m", "sphinx", "-W", "--keep-going", "docs", "html"],
+            [sys.executable, "-m", "sphinx", "-W", "--keep-going", *options, "docs", "html"],
             cwd=self.root,
             env=os.environ | {"PYTHONPATH": str(self.root)},
             capture_output=True,
@@ -112,6 +112,19 @@ def test_only_what_changed_runs_again(project: Project) -> None:
     assert project.build()[0] == ["b"], "a tutorial that failed has to run again"
 
 
+def test_a_fast_build_runs_nothing_and_counts_for_nothing(project: Project) -> None:
+    for name in ("a", "b"):
+        project.write(name, "print('output')")
+    project.build()
+    project.write("b", "print('changed')")
+    ran, done = project.build("-D", "plot_gallery=0")
+    assert (ran, done.returncode) == ([], 0), done.stderr
+    outputs = [project.page(name).select(".sphx-glr-script-out, .mcbn-run") for name in ("a", "b")]
+    assert [len(found) for found in outputs] == [2, 0]
+    project.write("b", "print('output')")
+    assert project.build()[0] == ["b"], "its page had no output, though its script ran before"
+
+
 def test_html_stands_where_it_was_printed(project: Project) -> None:
     project.write("a", TABLE)
     _, done = project.build()
@@ -135,3 +148,39 @@ def test_build_fails_with_the_tutorials_own_error(project: Project, code: str, r
     assert done.returncode != 0
     assert reason in done.stderr
     assert "tutorial_a.py" in done.stderr
+
+
+KILL = """
+import os, signal, sphinx_gallery.gen_rst as gen_rst
+
+plain = {name: getattr(gen_rst, name) for name in ("save_rst_example", "save_notebook")}
+
+def killed_in(name):
+    def kill(*args, **options):
+        if os.path.exists(name) and "tutorial_b" in str(args):
+            os.remove(name)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain[name](*args, **options)
+    return kill
+
+for name in plain:
+    setattr(gen_rst, name, killed_in(name))
+"""
+
+
+@pytest.mark.parametrize("moment", ["save_rst_example", "save_notebook"])
+def test_the_build_after_a_killed_one_makes_the_same_pages(project: Project, moment: str) -> None:
+    (project.root / "docs/conf.py").write_text(CONF + KILL)
+    project.write("a", "print(1)")
+    project.write("b", "print(2)")
+    ran, done = project.build()
+    assert (ran, done.returncode) == (["a", "b"], 0), done.stderr
+    project.write("b", "print(3)")
+    (project.root / moment).touch()
+    assert project.build()[1].returncode == -9
+    ran, done = project.build()
+    assert (ran, done.returncode) == (["b"], 0), done.stderr
+    assert "3" in project.page("b").select_one("div.sphx-glr-script-out").get_text()
+    notebook = project.root / "docs/auto_tutorials/tutorial_b.ipynb"
+    assert "print(3)" in notebook.read_text()
+    assert project.build()[0] == []

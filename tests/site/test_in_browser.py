@@ -1,4 +1,4 @@
-"""The built site in a browser: accessibility, and no request that leaves it."""
+"""The built site in a browser: accessibility, the keyboard, and no request that leaves it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tab(request, browser, server):
     context.route("**/*", guard)
     tab.on("pageerror", lambda error: tab.failed.append(str(error)))
     tab.on("response", lambda r: tab.failed.append(f"{r.status} {r.url}") if r.status > 399 else 0)
-    tab.theme = theme
+    tab.theme, tab.narrow = theme, size == "narrow"
     yield tab
     context.close()
 
@@ -64,19 +64,119 @@ def test_one_figure_of_each_pair_is_shown(tab, server: str, tutorial: str) -> No
         assert shown.nth(index).evaluate(drawn) >= 1.5, "not sharp on a HiDPI screen"
 
 
-def test_keyboard_reaches_the_content(tab, server: str) -> None:
-    visit(tab, server)
-    tab.keyboard.press("Tab")
-    assert tab.evaluate("document.activeElement.textContent.trim()") == "Skip to main content"
-    seen = set()
-    for _ in range(80):
+FOCUSED = """() => {
+    const element = document.activeElement;
+    // The theme draws a summary as a box of no size with its arrow in it.
+    const drawn = element.matches("summary") ? element.firstElementChild : element;
+    const style = getComputedStyle(drawn), box = drawn.getBoundingClientRect();
+    return {
+        tag: element.tagName,
+        name: [element.ariaLabel, element.textContent, element.title, element.placeholder,
+            element.querySelector("img")?.alt].map((text) => text?.trim()).find(Boolean),
+        kinds: [...element.classList, ...element.parentElement.classList],
+        target: element.getAttribute("href") || "",
+        marked: style.outlineStyle !== "none" || style.boxShadow !== "none",
+        seen: drawn.checkVisibility({ opacityProperty: true }) && box.width * box.height > 0,
+    };
+}"""
+
+
+def stops(tab) -> list[dict]:
+    """Where the Tab key leads to, from the top of the page to its end."""
+    found = []
+    while len(found) < 500:
         tab.keyboard.press("Tab")
-        shown = tab.evaluate(
-            """() => { const e = document.activeElement, s = getComputedStyle(e);
-            return [e.tagName + ' ' + (e.href || e.className), s.outlineStyle + s.boxShadow]; }"""
-        )
-        if shown[0].startswith("BODY"):
-            break
-        seen.add(shown[0])
-        assert shown[1] != "nonenone", f"no focus is shown on {shown[0]}"
-    assert any("auto_tutorials/index.html" in name for name in seen)
+        found.append(tab.evaluate(FOCUSED))
+        if found[-1]["tag"] == "BODY":
+            return found[:-1]
+    raise AssertionError("the keyboard never gets to the end of the page")
+
+
+TUTORIAL = "auto_tutorials/Bayesian_Methods/tutorial_mc_batch_norm.html"
+GALLERY = "auto_tutorials/index.html"
+
+
+@pytest.mark.parametrize("name", ["index.html", TUTORIAL, GALLERY, "guide/metrics.html"])
+def test_the_keyboard_leads_through_the_page(tab, server: str, name: str) -> None:
+    visit(tab, server + name)
+    found = stops(tab)
+    assert found[0]["name"] == "Skip to main content"
+    for stop in found:
+        assert stop["seen"], f"the focus is on what is not shown: {stop}"
+        assert stop["marked"], f"no focus is shown: {stop}"
+        assert stop["name"], f"this has no name: {stop}"
+    kinds = {kind for stop in found for kind in stop["kinds"]}
+    wanted = {"search-button-field", "primary-toggle" if tab.narrow else "theme-switch-button"}
+    if name == TUTORIAL:
+        wanted |= {"copybtn", "sphx-glr-example-tags", "download", "right-next"}
+    assert wanted <= kinds
+    assert not name.startswith("auto") or any("tutorial_comparison" in s["target"] for s in found)
+
+
+def test_the_menu_of_a_narrow_page_opens_by_keyboard(tab, server: str) -> None:
+    visit(tab, server)
+    if not tab.narrow:
+        assert not tab.locator("button.primary-toggle").is_visible()
+        return
+    tab.locator("button.primary-toggle").focus()
+    tab.keyboard.press("Enter")
+    kinds = set()
+    for _ in range(20):
+        tab.keyboard.press("Tab")
+        kinds |= set(tab.evaluate(FOCUSED)["kinds"])
+    assert {"nav-link", "theme-switch-button"} <= kinds
+    tab.keyboard.press("Escape")
+    tab.locator("dialog button.theme-switch-button").wait_for(state="hidden", timeout=3000)
+
+
+def test_search_by_keyboard(tab, server: str) -> None:
+    visit(tab, server)
+    tab.keyboard.press("Control+K")
+    tab.keyboard.type("calibration")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#search-results li a")
+    found = tab.locator("#search-results li a").evaluate_all("links => links.map(a => a.href)")
+    assert any("tutorial_calibration" in link for link in found)
+    assert not tab.failed
+
+
+def shown(tab) -> list[str]:
+    titles = tab.locator(".sphx-glr-thumbcontainer:visible .sphx-glr-thumbnail-title")
+    return titles.all_inner_texts()
+
+
+def test_tags_filter_by_keyboard(tab, server: str) -> None:
+    visit(tab, server + GALLERY)
+    everything = shown(tab)
+    button = tab.get_by_role("button", name="regression")
+    button.focus()
+    tab.keyboard.press("Enter")
+    assert button.get_attribute("aria-pressed") == "true"
+    assert 0 < len(shown(tab)) < len(everything)
+    assert "Regression with real tables" in shown(tab)
+    assert tab.get_by_role("status").inner_text().startswith(f"{len(shown(tab))} of ")
+    assert tab.get_by_role("button", name="segmentation").is_disabled()
+    sections = tab.locator("section:visible:has(> .sphx-glr-thumbnails) > h2").all_inner_texts()
+    assert "Understanding" in sections
+    assert "Evaluating uncertainty" not in sections, "nothing is left in it"
+    tab.keyboard.press("Space")
+    assert button.get_attribute("aria-pressed") == "false"
+    assert shown(tab) == everything
+
+
+def test_a_tag_on_a_tutorial_leads_to_the_others(tab, server: str) -> None:
+    visit(tab, server + TUTORIAL)
+    tab.get_by_role("link", name="batch size", exact=True).click()
+    tab.wait_for_selector("[aria-pressed=true]")
+    assert tab.locator("[aria-pressed=true]").inner_text().startswith("batch size")
+    assert "What a batch norm layer remembers" in shown(tab)
+    assert "A map of doubt" not in shown(tab)
+
+
+def test_without_scripts_the_gallery_is_a_list(browser, server: str) -> None:
+    with browser.new_context(java_script_enabled=False) as context:
+        tab = context.new_page()
+        tab.goto(server + GALLERY)
+        assert tab.locator(".sphx-glr-thumbcontainer:visible").count() >= 12
+        assert tab.locator("#by-subject strong:visible").count() >= 10
+        assert tab.locator("button[aria-pressed]").count() == 0

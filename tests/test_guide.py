@@ -1,0 +1,24 @@
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+GUIDE = Path(__file__).resolve().parent.parent / "docs/guide"
+
+
+def code_of(page):
+    text = (GUIDE / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^\.\. code-block:: python\n\n((?: .*\n|\n)+)", text, flags=re.MULTILINE)
+    return "\n".join(map(textwrap.dedent, blocks))
+
+
+def test_the_code_on_the_page_of_the_datamodules_runs(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(code_of("datamodules.rst"), found)
+    assert found["images"].shape == (100, 1, 28, 28)
+    assert found["features"].shape == (32, 10)
+    assert found["results"]["test/cls/Acc"] > 0.9
+    assert len(found["datamodule"].dataset("val")) == 400
