@@ -1,0 +1,139 @@
+"""From the scores of the runs to the paper's table, and the table that was published."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcbn.experiments.protocol import METHODS
+from mcbn.trainer import Table, Tables
+
+# CRPS and PLL of MCBN, then of MC dropout, from the paper's first public version, in percent.
+PUBLISHED = {
+    "boston": {"mcbn": (8.50, 10.49), "mcdo": (3.06, 5.51)},
+    "concrete": {"mcbn": (3.91, -36.36), "mcdo": (0.93, 10.92)},
+    "energy": {"mcbn": (5.75, 10.89), "mcdo": (1.37, -14.28)},
+    "kin8nm": {"mcbn": (2.85, 1.68), "mcdo": (1.82, -0.26)},
+    "power": {"mcbn": (0.24, 0.33), "mcdo": (-0.44, 3.52)},
+    "protein": {"mcbn": (2.66, 2.56), "mcdo": (0.99, 6.23)},
+    "wine": {"mcbn": (0.26, 0.19), "mcdo": (2.00, 2.91)},
+    "yacht": {"mcbn": (-56.39, 45.58), "mcdo": (21.42, -41.54)},
+}
+
+Runs = Mapping[str, Sequence[Sequence[float]]]
+
+
+def normalized(runs: Runs, score: str) -> Tensor:
+    """100 · (score - constant) / (optimum - constant) of each run, ``(splits, seeds)``, in percent.
+
+    0 is the twin with constant uncertainty, 100 the best width for each row in hindsight.
+
+    Args:
+        runs: Of one method on one data set: by name, a list of seeds for each split.
+        score: ``"crps"`` or ``"pll"``.
+
+    Example:
+        >>> runs = {"crps": [[2.0]], "crps_constant": [[3.0]], "crps_optimum": [[1.0]]}
+        >>> normalized(runs, "crps")
+        tensor([[50.]], dtype=torch.float64)
+    """
+    own, constant, optimum = (
+        torch.tensor(runs[score + end], dtype=torch.float64)
+        for end in ("", "_constant", "_optimum")
+    )
+    return 100 * (own - constant) / (optimum - constant)
+
+
+def standard_error(values: Tensor) -> float:
+    """Of the mean of all values, taken as independent; NaN for a single one.
+
+    Example:
+        >>> standard_error(torch.tensor([1.0, 3.0]))
+        1.0
+    """
+    return (values.std() / values.numel() ** 0.5).item() if values.numel() > 1 else math.nan
+
+
+def sign_flip_test(values: Tensor, num_flips: int = 1 << 14) -> float:
+    """How often the mean would be as far from 0 by chance, if values and -values were as likely.
+
+    Fisher's paired permutation test, *The design of experiments*, 1935, section 21: each value, a
+    difference of two scores of one run, gets a random sign, many times; p is the share of the means
+    that are at least as far from 0 as the one found, which counts as one of them. Two-sided, and
+    free of any assumption on the distribution but its symmetry.
+
+    Args:
+        values: The differences, of any shape.
+        num_flips: How often the signs are drawn; p is at least 1 / (num_flips + 1).
+
+    Example:
+        >>> sign_flip_test(torch.tensor([1.0, -1.0, 2.0, -2.0]))
+        1.0
+        >>> sign_flip_test(torch.ones(25)) < 0.001
+        True
+    """
+    values = values.flatten().double()
+    coins = torch.rand(
+        num_flips, len(values), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    means = torch.where(coins < 0.5, -values, values).sum(1).abs()
+    # A rounding error more or less is no difference.
+    count = (means >= values.sum().abs() * (1 - 1e-9)).sum().item()
+    return (1 + count) / (1 + num_flips)
+
+
+def score_table(results: Mapping[str, Mapping[str, Any]]) -> Tables:
+    """The normalized scores, a row a data set and method, and a second table with the RMSE.
+
+    A cell is a mean ± its standard error, and beside it is the published value. A star marks a mean
+    that differs from 0 by :func:`sign_flip_test` with p < 0.01.
+
+    Args:
+        results: By the name of the data set, as :mod:`mcbn.experiments.uci` writes them.
+    """
+    scores, errors = [], []
+    for name, methods in sorted(results.items()):
+        errors.append([name])
+        for method, title in METHODS.items():
+            runs = methods[method]["runs"]
+            scores.append([f"{name}, {title}"])
+            for index, score in enumerate(("crps", "pll")):
+                values = normalized(runs, score)
+                star = "*" if sign_flip_test(values) < 0.01 else " "
+                published = PUBLISHED.get(name, {}).get(method)
+                scores[-1] += [
+                    f"{values.mean():.2f} ± {standard_error(values):.2f}{star}",
+                    f"{published[index]:.2f}" if published else "-",
+                ]
+            rmse = torch.tensor(runs["rmse"])
+            errors[-1].append(f"{rmse.mean():.3g} ± {standard_error(rmse):.2g}")
+    header = ("Data set", "CRPS", "published", "PLL", "published")
+    return Tables(
+        [
+            Table("Normalized scores in percent", header, scores),
+            Table("RMSE of the mean", ("Data set", *METHODS.values()), errors),
+        ]
+    )
+
+
+def selection_table(results: Mapping[str, Mapping[str, Any]]) -> Tables:
+    """What the cross-validation chose on each split: M or the rate, λ, and the epochs.
+
+    Args:
+        results: As for :func:`score_table`.
+    """
+    rows = []
+    for name, methods in sorted(results.items()):
+        for method, title in METHODS.items():
+            chosen = methods[method]["selected"]
+            cells = [
+                " ".join(f"{value:{form}}" for value in chosen[field])
+                for field, form in (("strength", "g"), ("decay", ".0e"), ("epochs", "d"))
+            ]
+            rows.append([f"{name}, {title}", *cells])
+    header = ("Data set", "M or rate", "λ", "epochs")
+    return Tables([Table("Selected on the splits", header, rows)])
