@@ -331,7 +331,7 @@ class Pending(Tensor):
         if self.value is None:
             value = self.run.finish(self.layer, self.call, self.raw, self.weight_sign)
             for activation in self.activations:
-                value = activation(value, inplace=True)
+                value = activation(value, inplace=not value.requires_grad)
             self.raw = self.value = value  # the memory is needed
         return self.value
 

@@ -529,3 +529,15 @@ def test_every_way_to_pool_or_activate(
     x = torch.randn(2, 1, 6, 12).double()
     with torch.no_grad():
         assert relative_error(mc(x), torch.stack(predict(model, fitted(mc), x))) < 1e-10
+
+
+def test_gradients_through_two_activations_in_a_row() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(6, affine=False), nn.ReLU(), nn.ReLU()).double()
+    batches = [torch.randn(7, 6).double() for _ in range(2)]
+    mc = MCBatchNorm(model, 2, chunk_bytes=1).fit(batches).eval()
+    x = torch.randn(3, 6).double().requires_grad_()
+    (gradient,) = torch.autograd.grad(mc(x).square().sum(), x)
+    expected = torch.stack(predict(model, fitted(mc), x))
+    (wanted,) = torch.autograd.grad(expected.square().sum(), x)
+    torch.testing.assert_close(gradient, wanted)

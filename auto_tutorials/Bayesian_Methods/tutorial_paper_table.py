@@ -194,13 +194,14 @@ from mcbn.experiments.protocol import Settings, Validation, selected
 from mcbn.experiments.uci import stored_tests
 
 try:
-    table, tests = load("boston"), stored_tests("boston", "mcbn")
+    data_set, *numbers = load("boston")
+    tests = stored_tests("boston", "mcbn")
 except OSError:
     print("Boston is not here, so this is the diabetes table")
-    table = load("diabetes")
+    data_set, *numbers = load("diabetes")
     unit = Validation("diabetes", "", "mcbn", 32, 1, Settings(max_epochs=100), (1e-2, 1e-4))
-    tests = [selected({unit: unit.run(*table)}, num_seeds=5)]
-runs = [test.run(*table) for test in tests]
+    tests = [selected({unit: unit.run(data_set, *numbers)}, num_seeds=5)]
+runs = [test.run(data_set, *numbers) for test in tests]
 runs = {name: [run[name] for run in runs] for name in runs[0]}
 
 # %%
@@ -235,7 +236,7 @@ from mcbn.plotting import plot_sorted_errors
 from mcbn.predictive import summarise_regression
 
 widths, errors = [], []
-for samples, target in tests[0].predict(*table):
+for samples, target in tests[0].predict(data_set, *numbers):
     mean, _, variance = summarise_regression(samples, 1 / tests[0].tau)
     widths.append(variance.sqrt())
     errors.append((target - mean).abs())

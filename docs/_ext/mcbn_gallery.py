@@ -195,8 +195,14 @@ def record_run(block_vars: dict[str, Any]) -> None:
         name = type(datamodule).__name__.removesuffix("DataModule")
         return name + (", the package's sample" if getattr(datamodule, "uses_sample", 0) else "")
 
-    names = block_vars["example_globals"].values()
-    data = {describe(value) for value in names if type(value).__name__.endswith("DataModule")}
+    kinds = {"DataModule": describe, "DataSet": lambda table: f"the table {table.name}"}
+    values = block_vars["example_globals"].values()
+    data = {
+        tell(value)
+        for value in values
+        for kind, tell in kinds.items()
+        if type(value).__name__.endswith(kind)
+    }
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     facts = {
         "Device": gpu or f"CPU, {torch.get_num_threads()} threads",
