@@ -84,7 +84,7 @@ def main() -> None:
     runs = {name: run_tests(folder.resolve() / name, pins) for name, pins in PINS.items()}
     with (ROOT / "docs/guide/versions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["", *(name.capitalize() for name in runs)])
+        writer.writerow(["Run", *(name.capitalize() for name in runs)])
         writer.writerows([key, *(run[key] for run in runs.values())] for key in runs["oldest"])
     sys.exit(any(run["Tests failed"] != "0" for run in runs.values()))
 
