@@ -282,7 +282,7 @@ class _Shared(TorchFunctionMode):
 
 # --- Pooling first ---------------------------------------------------------------------------
 
-_ONE = torch.ones(())
+_ONE = torch.ones((), device="cpu")  # goes with every device, whatever the default one is
 _PLAIN = frozenset({Tensor, nn.Parameter, type(None), bool, int, float, str})
 
 # Activations that never decrease, so that they commute with a maximum.
@@ -405,6 +405,7 @@ def _finish(value: Tensor) -> Tensor:
 
 
 def _finished_arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    # Of a convolution's seven arguments tree_map would ask more than the rest of the call takes.
     return tuple(
         [
             a.finish() if type(a) is Pending else a if type(a) in _PLAIN else _finished(a)

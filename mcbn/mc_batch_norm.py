@@ -355,7 +355,7 @@ class MCBatchNorm(nn.Module):
             )
         if input_fn is not None:
             check_callable("input_fn", input_fn, "a function from a batch to the network's inputs")
-        # Not before choose_plan has seen that it is right for this network.
+        # Not before choose_plan has tried it, or path= has asked for it.
         pools_first = self._plan is not None and self._plan.path != "loop"
         with _evaluation_mode(self.model), _seeded(generator) as drawing:
             batches = draw_batches(data, count, self.mc_batch_size, drawing)
