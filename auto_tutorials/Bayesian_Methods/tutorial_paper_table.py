@@ -112,10 +112,10 @@ assert clear.count("same") > 0.7 * len(clear)
 # %%
 # The order of the two methods on Boston is the published one, and so is the size of both. Where the
 # numbers differ, it may be for one of these reasons. Our splits are not theirs, and on the smallest
-# tables the splits decide much. Our cross-validation tries fewer values (see below), and a look at
-# a validation fold takes the mean of 10 samples. Dropout's hidden layers have no bias here, as the
-# protocol names none. And published means of 25 runs have a standard error too, which we do not
-# know.
+# tables the splits decide much. On the large tables, our cross-validation tries fewer values (see
+# below). A look at a validation fold takes the mean of 10 samples. Dropout's hidden layers have no
+# bias here, as the protocol names none. And published means of 25 runs have a standard error too,
+# which we do not know.
 #
 # Does the width follow the error?
 # --------------------------------
@@ -139,7 +139,7 @@ def plot_bins(entry, unit):
 
 
 plot_bins(boston, "1000 $").set_label(
-    "Boston, MCBN and MC dropout: over ten bins the error rises from about 2 to more than 5 "
+    "Boston, MCBN and MC dropout: over ten bins the error rises from less than 2 to more than 5 "
     "thousand dollars, the predicted deviation from 2 to about 3."
 )
 
@@ -261,28 +261,28 @@ for name, key in names.items():
 # ------------------
 #
 # The paper's grid has 15 decays, 10⁻¹ to 10⁻¹⁵, six values of M from 32 to 1024, as far as a fold
-# has more rows than that, and six rates from 0.2 to 0.001. This is what was tried here:
+# has more rows than that, six rates from 0.2 to 0.001, and up to 2000 epochs. The five small tables
+# had all of it, which took 61 minutes on two cores. With it, the three large ones would take days.
+# They had a part, in 50 minutes, by options like these::
+#
+#     python -m mcbn.experiments.uci power --max-epochs 400 \
+#         --decays 1e-2 1e-4 --batch-sizes 32 128 512 --rates 0.05 0.005 0.001
 
 rows = []
 for name, entry in results.items():
     given, row = entry["configuration"], [name]
-    for values in (given["decays"], entry["mcbn"]["strengths"], given["rates"]):
+    for values in (given["decays"], given["batch_sizes"], given["rates"]):
         row.append("all" if len(values) in (6, 15) else " ".join(f"{v:g}" for v in values))
     rows.append([*row, str(given["settings"]["max_epochs"])])
 header = ("Data set", "λ", "M", "rate", "epochs")
 rich.print(Tables([Table("The grids", header, rows)]))
-print("not measured:", *(sorted(PUBLISHED.keys() - results.keys()) or ["nothing"]))
 
 # %%
-# Are four decays enough? On Yacht, all 15 were tried too. For each M, here is the lowest error of
-# the cross-validation against the decay, as the mean over the splits:
+# Are two decays enough? For each M on Yacht, here is the lowest error of the cross-validation
+# against the decay, as the mean over the splits:
 
-from mcbn.experiments.uci import RESULTS
-
-whole = read_results(RESULTS.with_name("uci_all_decays.json"))["yacht"]
-grids = {method: torch.tensor(whole[method]["grid"]) for method in METHODS}
-rows = zip(whole["mcbn"]["strengths"], grids["mcbn"].mean(0), strict=True)
-lines = {f"M = {m}": row for m, row in rows}
+grid = torch.tensor(yacht["mcbn"]["grid"]).mean(0)
+lines = {f"M = {m}": row for m, row in zip(yacht["mcbn"]["strengths"], grid, strict=True)}
 ax = plot_series(range(1, 16), lines, ("−log₁₀ λ", "validation RMSE"))
 ax.figure.set_label(
     "Validation RMSE on Yacht against the weight decay for three values of M. From a decay of 1e-6 "
@@ -291,22 +291,23 @@ ax.figure.set_label(
 
 # %%
 # A decay of 10⁻⁶ and one of 10⁻¹⁵ differ by no more than a rounding error does after thousands of
-# steps. So the smaller grid has two of the small decays, and two of the large ones. This is what it
-# finds, and what the whole grid does:
+# steps. So the large tables had one decay that matters, 10⁻², and one that hardly does, 10⁻⁴. We
+# can ask the small tables what these two alone would have chosen, and how much higher the error on
+# the folds would be. Some of that is luck: the lowest of 15 noisy numbers lies below the lowest of
+# two.
 
-decays = whole["configuration"]["decays"]
-few = [decays.index(decay) for decay in yacht["configuration"]["decays"]]
-for method, title in METHODS.items():
-    grid = grids[method]
-    best, found = grid.amin((1, 2)), grid[..., few].amin((1, 2))
-    same = (grid.amin(2).argmin(1) == grid[..., few].amin(2).argmin(1)).sum()
-    print(
-        f"{title}: validation RMSE {best.mean():.2f}, with four decays {found.mean():.2f}", end="; "
-    )
-    print(f"the same M or rate on {same} of {len(grid)} splits")
-    assert found.mean() < 1.1 * best.mean()
-
-rich.print(score_table({"yacht": whole}))
+for name, entry in results.items():
+    decays = entry["configuration"]["decays"]
+    few = [decays.index(decay) for decay in (1e-2, 1e-4)]
+    if len(decays) < 15:
+        continue
+    for method, title in METHODS.items():
+        grid = torch.tensor(entry[method]["grid"])
+        loss = grid[..., few].amin((1, 2)) / grid.amin((1, 2)) - 1
+        same = (grid.amin(2).argmin(1) == grid[..., few].amin(2).argmin(1)).sum()
+        print(f"{name}, {title}: the same M or rate on {same} of {len(grid)} splits", end="; ")
+        print(f"error {100 * loss.mean():.1f} % higher")
+        assert loss.mean() < 0.1
 
 # %%
 # Where does MCBN help?
@@ -325,23 +326,31 @@ for name, entry in results.items():
     print(f"MCBN - MCDO {difference.mean():+.1f}, p = {sign_flip_test(difference):.4f}")
 
 # %%
-# So the published table holds up. Nearly all numbers have its signs, and most are within a factor
-# of three. Two are clearly of the other sign: MCBN's PLL on Concrete, −36 there and 3 here, and
-# dropout's on Kin8nm, −0.3 there and 2 here. We do not know why; for the first, one run with a τ
-# that is far too high would do.
+# So the published table holds up in the main. Five numbers have the other sign, and four of them
+# are clear of 0. Three of these are dropout's, and small: its PLL on Kin8nm, its CRPS on Power and
+# on Protein. The fourth is MCBN's PLL on Concrete, −36 there and 3 here. We do not know why; one
+# run with a τ that is far too high would do.
 #
-# On Boston, Concrete, Energy and Kin8nm, MCBN's width goes 2 to 8 % of the way to the optimum, in
-# every split, and further than dropout's; on Energy that could be chance. On Wine it is worth
-# nothing: the cross-validation prefers M = 512, half of the fold, at which the samples hardly
-# differ. On Yacht it does harm, at least to the CRPS.
+# On Boston, Concrete and Kin8nm, MCBN's width goes 2 to 9 % of the way to the optimum, in every
+# split, and further than dropout's, though on Concrete that may be chance. On Protein it is less
+# than 1 %; there the networks were still improving when they were stopped, after 100 epochs, where
+# the paper allows 2000. On Energy four splits gain and one loses. On Power and Wine the width is
+# worth next to nothing: the cross-validation mostly prefers M = 512, at which the samples hardly
+# differ. On Yacht it does harm, at least to the CRPS. By CRPS, dropout is the better method on Wine
+# and Yacht.
 
 near = sum(1 / 3 < mean / value < 3 for mean, value, *_ in cells)
+print(f"{near} of {len(cells)} numbers are within a factor of 3 of the published ones")
+print("epochs on Protein:", *results["protein"]["mcbn"]["selected"]["epochs"])
+
 assert near > len(cells) / 2
-for name in ("boston", "concrete", "energy", "kin8nm"):
+ranges = {"boston": (2, 12), "concrete": (2, 12), "kin8nm": (2, 12), "protein": (0, 1)}
+for name, (least, most) in ranges.items():
     gain = normalized(results[name]["mcbn"]["runs"], "crps")
-    assert 1 < gain.mean() < 12
+    assert least < gain.mean() < most
     assert (gain.mean(1) > 0).all()
-assert abs(normalized(results["wine"]["mcbn"]["runs"], "crps").mean()) < 1
+for name in ("power", "wine"):
+    assert abs(normalized(results[name]["mcbn"]["runs"], "crps").mean()) < 0.3
 
 # %%
 # What to read next

@@ -2,7 +2,7 @@
 
 For each M of MCBN and each rate of MC dropout on Yacht: epochs of the 75 networks of a
 cross-validation (15 weight decays, five folds) as one, and epochs of one such network as anybody
-would write XX ratio is the time of 75 single ones over that of the stack::
+would write it. The ratio is the time of 75 single ones over that of the stack::
 
     MCBN_DATA=data python tests/benchmarks/experiments.py
 """
