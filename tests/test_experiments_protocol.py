@@ -287,13 +287,12 @@ def test_the_tables_name_each_row_and_show_the_published_value_beside_ours():
     assert all(len(row) == len(table.header) for row in table.rows)
     assert [row[0] for row in errors.rows] == ["mine", "yacht"]
     assert errors.rows[0][1] == errors.rows[1][2]
-    [chosen] = selection_table(results()).tables
-    assert chosen.rows[0] == [
-        "mine, MCBN",
-        "32 32 32 32 32",
-        " ".join(["1e-03"] * 5),
-        "40 40 40 40 40",
-    ]
+    found = results()
+    other = {"strength": [0.2, 1e-3], "decay": [1e-2, 1e-5], "epochs": [20, 1960]}
+    found["mine"]["mcdo"] = {"selected": other}
+    [chosen] = selection_table(found).tables
+    assert chosen.rows[0] == ["mine, MCBN", "32 32 32 32 32", "0.001", "40"]
+    assert chosen.rows[1] == ["mine, MCDO", "0.2 0.001", "1e-05–0.01", "20–1960"]
     assert set(PUBLISHED) == {
         *("boston", "concrete", "energy", "kin8nm", "power", "protein", "wine", "yacht")
     }

@@ -310,7 +310,8 @@ for name, entry in results.items():
         assert loss.mean() < 0.1
 
 # %%
-# This is what was selected, on each of the five splits:
+# This is what was selected: M or the rate on each of the five splits, and the range of λ and of the
+# epochs.
 
 rich.print(selection_table(results))
 

@@ -121,7 +121,7 @@ def score_table(results: Mapping[str, Mapping[str, Any]]) -> Tables:
 
 
 def selection_table(results: Mapping[str, Mapping[str, Any]]) -> Tables:
-    """What the cross-validation chose on each split: M or the rate, λ, and the epochs.
+    """What the cross-validation chose: M or the rate on each split, the range of λ and of epochs.
 
     Args:
         results: As for :func:`score_table`.
@@ -130,10 +130,13 @@ def selection_table(results: Mapping[str, Mapping[str, Any]]) -> Tables:
     for name, methods in sorted(results.items()):
         for method, title in METHODS.items():
             chosen = methods[method]["selected"]
-            cells = [
-                " ".join(f"{value:{form}}" for value in chosen[field])
-                for field, form in (("strength", "g"), ("decay", ".0e"), ("epochs", "d"))
-            ]
-            rows.append([f"{name}, {title}", *cells])
+            strengths = " ".join(f"{strength:g}" for strength in chosen["strength"])
+            ranges = [_range(chosen[field]) for field in ("decay", "epochs")]
+            rows.append([f"{name}, {title}", strengths, *ranges])
     header = ("Data set", "M or rate", "λ", "epochs")
     return Tables([Table("Selected on the splits", header, rows)])
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = (f"{value:g}" for value in (min(values), max(values)))
+    return low if low == high else f"{low}–{high}"
