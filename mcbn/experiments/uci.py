@@ -22,8 +22,8 @@ sets of earlier runs. On a terminal a bar shows the time left.
 
 The results that come with the package took 61 minutes on two cores for the five small tables
 (Yacht, Boston, Energy, Concrete, Wine) with the whole grid, and 50 for the three large ones with a
-part of it. With all of it, Kin8nm and Power would take hours, and Protein more than a day. A
-minute's look at how it goes::
+part of it. With all of it, we estimate hours for Kin8nm and Power, and more than a day for Protein.
+A minute's look at how it goes::
 
     python -m mcbn.experiments.uci yacht --splits 1 --seeds 2 --max-epochs 200 \
         --decays 1e-3 --batch-sizes 32 --rates 0.05
