@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import sys
 import time
@@ -25,18 +24,21 @@ from mcbn.checks import (
     check_number,
     check_type,
 )
-from mcbn.engine import (
-    Call,
+from mcbn.conduct import Conduct, Survivors
+from mcbn.estimators import Plan, is_traceable, predict, predict_traced
+from mcbn.inputs import cloned, copied_network, same, walk
+from mcbn.pooling import Overwritten, nbytes
+from mcbn.statistics import (
     MiniBatch,
-    Path,
-    Plan,
-    choose_plan,
-    is_traceable,
-    predict,
-    predict_traced,
+    Pair,
+    batch_norms,
+    called_otherwise,
+    keep_statistics,
+    watching,
 )
-from mcbn.layers import MCLayer, convert_batch_norm, mc_layers, named_mc_layers, run_with
 from mcbn.tree import tensors_of, tree_map
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 _DETERMINISTIC: ContextVar[bool] = ContextVar("mcbn_deterministic", default=False)
 
@@ -63,10 +65,11 @@ class MCBatchNorm(nn.Module):
 
     Args:
         model: A network with at least one batch norm layer (``BatchNorm1d``, ``2d``, ``3d``,
-            ``SyncBatchNorm``, a lazy one or a subclass). It is copied, and left as it is.
+            ``SyncBatchNorm``, a lazy one or a subclass). It is copied, and left as it is. Of one
+            that ``torch.compile`` has made, the network in it is taken.
         num_estimators: :math:`S`, the number of samples.
-        convert: Copy the model and convert its batch norm layers. ``False`` uses ``model`` itself,
-            with layers that :func:`mcbn.layers.convert_batch_norm` has converted.
+        convert: Copy the model. ``False`` uses ``model`` itself, whose batch norm layers get the
+            buffers ``mc_mean`` and ``mc_var``.
         mc_batch_size: :math:`M`, the number of training examples in each mini-batch. The paper
             takes the batch size of the training; a smaller one spreads the samples wider.
         correction: ``0`` for the variance that batch norm trains with (divided by :math:`n`), ``1``
@@ -74,13 +77,14 @@ class MCBatchNorm(nn.Module):
         momentum: Weight of the mini-batch against the trained running statistics. ``1.0`` replaces
             them, as the authors' code does; ``0.1`` blends as a training step would, and shrinks
             the spread of the means to a tenth.
-        path: How estimators are run; ``"auto"`` lets :meth:`fit` find out (see
-            :mod:`mcbn.engine`), ``"loop"`` is one plain forward pass after another.
+        path: How estimators are run: with ``"auto"`` several at once, as far as
+            ``torch.vmap`` can (see :mod:`mcbn.estimators`); with ``"loop"`` one plain forward pass
+            after another.
         chunk_bytes: At most so many bytes for the largest activation of the estimators that run at
             once. By default 8 MiB on a CPU and 1 GiB elsewhere.
 
     Raises:
-        TypeError: ``model`` is no module, or a number is of the wrong type.
+        TypeError: ``model`` is no module or a scripted one, or a number is of the wrong type.
         ValueError: ``model`` has no batch norm layer, or a number is out of range.
 
     Example:
@@ -103,11 +107,17 @@ class MCBatchNorm(nn.Module):
         *,
         correction: int = 0,
         momentum: float = 1.0,
-        path: Path | Literal["auto"] = "auto",
+        path: Literal["auto", "loop"] = "auto",
         chunk_bytes: int | None = None,
     ) -> None:
         super().__init__()
         check_module("model", model)
+        for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise TypeError(
+                    f"{name or 'the model'} is a ScriptModule, whose layers cannot be reached; "
+                    "wrap the module before scripting."
+                )
         if any(isinstance(module, MCBatchNorm) for module in model.modules()):
             raise ValueError(
                 f"the {type(model).__name__} holds an MCBatchNorm already; pass the network in it, "
@@ -128,22 +138,20 @@ class MCBatchNorm(nn.Module):
         if correction not in (0, 1):
             raise ValueError(f"correction={correction!r}; it is 0 (biased) or 1 (unbiased).")
         check_number("momentum", momentum, "a number above 0, at most 1", lambda m: 0 < m <= 1)
-        if path not in ("auto", "fold", "vmap", "shared", "loop"):
-            raise ValueError(f"path={path!r}; it is 'auto', 'fold', 'vmap', 'shared' or 'loop'.")
+        if path not in ("auto", "loop"):
+            raise ValueError(f"path={path!r}; it is 'auto' or 'loop'.")
         self.num_estimators = num_estimators
         self.mc_batch_size = mc_batch_size
         self.correction = correction
         self.momentum = momentum
-        self.path: Path | Literal["auto"] = path
+        self.path: Literal["auto", "loop"] = path
         self.chunk_bytes = chunk_bytes
-        if convert:
-            model = convert_batch_norm(copy.deepcopy(model), num_estimators)
-        self.model = model
-        layers = named_mc_layers(model)
+        self.model = _uncompiled(copied_network(model) if convert else model)
+        layers = batch_norms(self.model)
         if not layers:
-            wanted = "batch norm layer" if convert else "converted layer (use convert=True)"
             raise ValueError(
-                f"{type(model).__name__} has no {wanted}, so there is nothing to draw."
+                f"{type(model).__name__} has no batch norm layer, so there is nothing to draw; if "
+                "it was traced or exported, wrap the module before that."
             )
         for name, layer in layers.items():
             if momentum < 1 and not layer.track_running_stats:
@@ -151,18 +159,20 @@ class MCBatchNorm(nn.Module):
                     f"momentum={momentum} blends into the running statistics, but layer {name!r} "
                     "keeps none; use momentum=1.0."
                 )
-            if layer.num_estimators != num_estimators:
-                raise ValueError(
-                    f"num_estimators={num_estimators}, but layer {name!r} was converted for "
-                    f"{layer.num_estimators}; use the same number, or convert=True."
-                )
-        self._plan: Plan | None = None
+            keep_statistics(layer)
+            self._check_number(name, layer)
+        self._plan = self._new_plan()
         self.train(model.training)
 
     @property
     def fitted(self) -> bool:
         """Whether every batch norm layer holds statistics."""
-        return all(layer.mc_mean is not None for layer in mc_layers(self.model))
+        return all(layer.mc_mean is not None for layer in batch_norms(self.model).values())
+
+    @property
+    def loop_reason(self) -> str | None:
+        """Why the last prediction ran one estimator after another; None if it did not."""
+        return self._plan.loop_reason
 
     def fit(
         self,
@@ -189,19 +199,18 @@ class MCBatchNorm(nn.Module):
                 a dict of keyword arguments. By default the first part of the batch.
 
         Raises:
-            RuntimeError: In a distributed run, another process failed.
+            RuntimeError: A layer gives its running statistics to something else than
+                ``F.batch_norm``; or, in a distributed run, another process failed.
             TypeError: ``data`` is not iterable, a batch holds no tensor, or an argument is of the
                 wrong type.
             ValueError: There are too few examples or batches, a layer sees one value a channel or
                 another number of channels than its own, a statistic is not finite, or the network
                 is on the meta device.
         """
-        drawn, inputs = self._draw_together(data, self.num_estimators, generator, input_fn)
-        with self._former_if_this_fails(), _together(_device_of(self.model)):
-            _set_statistics(drawn)
-            if self._plan is None:
-                with _evaluation_mode(self.model):
-                    self._plan = self._find_plan(*inputs)
+        drawn, plan = self._draw_together(data, self.num_estimators, generator, input_fn)
+        for layer, (mean, var) in drawn.items():
+            layer.mc_mean, layer.mc_var = mean, var
+        self._plan = plan
         return self
 
     def resample(
@@ -235,9 +244,18 @@ class MCBatchNorm(nn.Module):
         with _together(_device_of(self.model)):
             chosen = _indices(estimators, self.num_estimators)
         drawn, _ = self._draw_together(data, len(chosen), generator, input_fn)
-        with self._former_if_this_fails():
-            for layer, (mean, var) in drawn.items():
-                layer.replace(chosen, mean, var)
+        replaced: dict[Any, Pair] = {}
+        for layer, (mean, var) in drawn.items():
+            if mean.shape[1] != layer.mc_mean.shape[1]:
+                raise called_otherwise(layer, mean.shape[1], layer.mc_mean.shape[1])
+            index = torch.tensor(chosen, device=mean.device)
+            old = layer.mc_mean, layer.mc_var
+            new = [
+                o.index_copy(0, index, n.to(o.dtype)) for o, n in zip(old, (mean, var), strict=True)
+            ]
+            replaced[layer] = new[0], new[1]
+        for layer, (mean, var) in replaced.items():
+            layer.mc_mean, layer.mc_var = mean, var
         return self
 
     def load_state_dict(
@@ -283,16 +301,16 @@ class MCBatchNorm(nn.Module):
         """
         if self.training or _DETERMINISTIC.get():
             return self.model(*args, **kwargs)
-        layers = mc_layers(self.model)
-        if any(layer.mc_mean is None for layer in layers):
-            raise _not_fitted()
+        layers = batch_norms(self.model)
+        for name, layer in layers.items():
+            if layer.mc_mean is None:
+                raise _not_fitted()
+            self._check_number(name, layer)
         if torch.compiler.is_compiling() and is_traceable(layers):
-            named = named_mc_layers(self.model)
-            return predict_traced(self.model, named, self.num_estimators, args, kwargs)
+            return predict_traced(self.model, layers, self.num_estimators, args, kwargs)
+        on_cpu = next(iter(layers.values())).mc_mean.device.type == "cpu"
+        budget = self.chunk_bytes or (_CHUNK_BYTES_CPU if on_cpu else _CHUNK_BYTES_ELSEWHERE)
         plan = self._plan
-        if plan is None:
-            plan = self._plan = self._find_plan(args, kwargs)
-        budget = self.chunk_bytes or _chunk_bytes(layers[0])
         return predict(self.model, layers, self.num_estimators, plan, budget, args, kwargs)
 
     @contextmanager
@@ -305,37 +323,40 @@ class MCBatchNorm(nn.Module):
             _DETERMINISTIC.reset(token)
 
     def extra_repr(self) -> str:
-        """The numbers, and the path that predictions take."""
-        state = "not fitted" if not self.fitted else f"path={self._plan.path}" if self._plan else ""
-        parts = (f"num_estimators={self.num_estimators}", f"mc_batch_size={self.mc_batch_size}")
-        return ", ".join((*parts, state)).rstrip(", ")
+        """The numbers, and how the last prediction was run."""
+        parts = [f"num_estimators={self.num_estimators}", f"mc_batch_size={self.mc_batch_size}"]
+        if not self.fitted:
+            parts.append("not fitted")
+        elif self._plan.loop_reason is not None:
+            parts.append(f"path=loop ({self._plan.loop_reason})")
+        elif self._plan.mapped:
+            parts.append("path=vmap")
+        return ", ".join(parts)
 
-    def _find_plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
-        layers = mc_layers(self.model)
-        return choose_plan(self.model, layers, self.num_estimators, self.path, args, kwargs)
+    def _new_plan(self, unknown: str | None = None) -> Plan:
+        if self.path == "loop":
+            return Plan("it was asked for", loops=True)
+        return Plan(unknown=unknown)
 
-    @contextmanager
-    def _former_if_this_fails(self) -> Iterator[None]:
-        """If anything fails in this context, the statistics and the plan stay what they were."""
-        former = {layer: (layer.mc_mean, layer.mc_var) for layer in mc_layers(self.model)}
-        plan = self._plan
-        try:
-            yield
-        except BaseException:
-            _set_statistics(former)
-            self._plan = plan
-            raise
+    def _check_number(self, name: str, layer: Any) -> None:
+        """Raise ValueError for statistics of another number of estimators."""
+        if layer.mc_mean is not None and len(layer.mc_mean) != self.num_estimators:
+            raise ValueError(
+                f"num_estimators={self.num_estimators}, but layer {name!r} holds statistics of "
+                f"{len(layer.mc_mean)}; use the same number, or fit again."
+            )
 
-    def _draw_together(self, *args: Any) -> tuple[dict[MCLayer, tuple[Tensor, Tensor]], Call]:
+    def _draw_together(self, *args: Any) -> tuple[dict[Any, Pair], Plan]:
         """As :meth:`_draw`, with the statistics of the first process in all of them."""
         with _together(_device_of(self.model)):
-            drawn, inputs = self._draw(*args)
+            drawn, plan = self._draw(*args)
         if distributed.is_available() and distributed.is_initialized():
             for statistics in drawn.values():
                 for statistic in statistics:
                     distributed.broadcast(statistic, src=0)
-        return drawn, inputs
+        return drawn, plan
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _draw(
         self,
@@ -343,56 +364,98 @@ class MCBatchNorm(nn.Module):
         count: int,
         generator: torch.Generator | None,
         input_fn: Callable[[Any], Any] | None,
-    ) -> tuple[dict[MCLayer, tuple[Tensor, Tensor]], Call]:
-        """Run ``count`` mini-batches: the statistics of each layer, and the last one's inputs."""
-        draws: list[dict[MCLayer, list[tuple[Tensor, Tensor]]]] = []
-        inputs: Call = ((), {})
+    ) -> tuple[dict[Any, Pair], Plan]:
+        """Run ``count`` mini-batches: each layer's statistics, and how the network may be run."""
+        draws: list[dict[Any, list[Pair]]] = []
+        plan, kept = self._new_plan(), False
         device = _device_of(self.model)
         if device and device.type == "meta":
             raise ValueError(
-                "the network is on the meta device, without weights; call to_empty(device=…) and "
-                "load_state_dict(…) first."
+                "the network is on the meta device, without weights; call to_empty(device=...) and "
+                "load_state_dict(...) first."
             )
         if input_fn is not None:
             check_callable("input_fn", input_fn, "a function from a batch to the network's inputs")
-        # Not before choose_plan has tried it, or path= has asked for it.
-        pools_first = self._plan is not None and self._plan.path != "loop"
+        names = batch_norms(self.model)
         with _evaluation_mode(self.model), _seeded(generator) as drawing:
             batches = draw_batches(data, count, self.mc_batch_size, drawing)
-            for batch in _with_progress(batches, count):
+            for index, batch in enumerate(_with_progress(batches, count)):
+                last = index == count - 1
+                # What is made once, such as a mask that is kept, the first pass has made.
+                survivors = Survivors() if index == 0 or last else None
+                conduct = Conduct(self.model) if last else None
                 inputs = self._inputs(batch, input_fn)
-                mini_batch = MiniBatch(self.correction, pools_first)
-                with _telling(inputs), run_with(mini_batch):
-                    self.model(*inputs[0], **inputs[1])
-                draws.append(mini_batch.statistics)
-        drawn = {}
-        for name, layer in named_mc_layers(self.model).items():
-            drawn[layer] = self._stacked(name, layer, [draw.get(layer, []) for draw in draws])
-        return drawn, inputs
+                with _telling(inputs):
+                    run, given = self._run_mini_batch(inputs, index > 0 and not kept, survivors)
+                draws.append(run.drawn)
+                size = sum(map(nbytes, tensors_of(inputs)))
+                plan.growth = max(plan.growth or 0.0, run.largest / max(1, size))
+                kept = kept if survivors is None else survivors.any(self.model, given)
+                if conduct is not None and not plan.loops:
+                    fault = "the network keeps a tensor of a pass" if kept else conduct.fault()
+                    if not fault and not same(given, inputs):
+                        fault = "the network writes into its input"
+                    plan.loop_reason, plan.loops = fault, fault is not None
+        return {
+            layer: self._stacked(name, layer, [draw[layer] for draw in draws])
+            for name, layer in names.items()
+        }, plan
+
+    def _run_mini_batch(
+        self, inputs: Call, defers: bool, survivors: Survivors | None
+    ) -> tuple[MiniBatch, Call]:
+        """Normalize a copy of ``inputs`` with its own statistics, and return it as it is then."""
+        args, kwargs = given = cloned(inputs)
+        run = MiniBatch(batch_norms(self.model), self.correction, defers, survivors)
+        try:
+            with watching(run.layers) as watched, run:
+                self.model(*args, **kwargs)
+        except Overwritten:
+            return self._run_mini_batch(inputs, False, survivors)
+        run.check_all(watched)
+        return run, given
 
     def _inputs(self, batch: Any, input_fn: Callable[[Any], Any] | None) -> Call:
         """What the network is called with for this batch, on the network's device."""
         chosen = (input_fn or default_inputs)(batch)
-        tensors = tensors_of(chosen)
-        if not tensors:
+        if not any(isinstance(value, Tensor) for _, value in walk(chosen)):
             raise TypeError(
                 f"the inputs found in a batch are a {type(chosen).__name__} without a tensor; pass "
                 "input_fn=, a function from a batch to the network's inputs."
             )
-        for tensor in tensors:
+        for tensor in tensors_of(chosen):
             check_has_values(input=tensor)
-        device = _device_of(self.model)
-        if device:
-            chosen = tree_map(lambda t: t.to(device), chosen)
+        if type(chosen) in (tuple, list):
+            chosen = type(chosen)(map(self._moved, chosen))
+        elif type(chosen) is dict:
+            chosen = {name: self._moved(value) for name, value in chosen.items()}
+        else:
+            chosen = self._moved(chosen)
         if type(chosen) is tuple:
             return chosen, {}
         if type(chosen) is dict:
             return (), chosen
         return (chosen,), {}
 
-    def _stacked(
-        self, name: str, layer: MCLayer, draws: list[list[tuple[Tensor, Tensor]]]
-    ) -> tuple[Tensor, Tensor]:
+    def _moved(self, value: Any) -> Any:
+        """An input on the network's device; in its precision if that is not the usual one."""
+        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
+        like = next((t for t in tensors if t.is_floating_point()), None)
+        if like is None:
+            return value
+        if not isinstance(value, Tensor) and callable(getattr(value, "to", None)):
+            return value.to(like.device)  # a graph, a table, a packed sequence
+
+        def moved(tensor: Tensor) -> Tensor:
+            # As Lightning's plugins for 16 and for 64 bits do.
+            unusual = like.dtype != torch.float32 and tensor.is_floating_point()
+            return tensor.to(like.device, like.dtype if unusual else None)
+
+        if all(moved(tensor) is tensor for tensor in tensors_of(value)):
+            return value
+        return tree_map(moved, value)
+
+    def _stacked(self, name: str, layer: Any, draws: list[list[Pair]]) -> Pair:
         """The means and variances of a layer's draws, ``(num_draws, num_calls, num_features)``."""
         num_calls = max(map(len, draws))
         if num_calls == 0:
@@ -438,11 +501,18 @@ class MCBatchNorm(nn.Module):
         unexpected_keys: Any,
         error_msgs: list[str],
     ) -> None:
-        self._plan = None  # found for other statistics
-        needed = [f"{prefix}{name}.mc_mean" for name in named_mc_layers(self)]
+        self._plan = self._new_plan("what the network does beside its output is not known yet")
+        needed = [f"{prefix}{name}.mc_mean" for name in batch_norms(self)]
         absent = [key for key in needed if key not in state_dict]
         if len(absent) < len(needed):  # no layer knows of the others
             missing_keys += absent
+        for key in needed:
+            saved = state_dict.get(key)
+            if isinstance(saved, Tensor) and saved.dim() == 3 and len(saved) != self.num_estimators:
+                error_msgs.append(
+                    f"{key} is of num_estimators={len(saved)}, but this wrapper has num_estimators="
+                    f"{self.num_estimators}; build one with as many as were saved."
+                )
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -450,6 +520,17 @@ class MCBatchNorm(nn.Module):
 
 def _not_fitted() -> RuntimeError:
     return RuntimeError("MCBatchNorm holds no statistics yet; call fit(train_dataloader) first.")
+
+
+def _uncompiled(model: Any) -> Any:
+    """The network without what ``torch.compile`` has put around it, or around parts of it."""
+    model = getattr(model, "_orig_mod", model)
+    for module in list(model.modules()):
+        vars(module).pop("_compiled_call_impl", None)  # what module.compile() leaves
+        for name, child in module.named_children():
+            if hasattr(child, "_orig_mod"):
+                setattr(module, name, child._orig_mod)
+    return model
 
 
 def _indices(estimators: Any, num_estimators: int) -> list[int]:
@@ -521,11 +602,6 @@ def _telling(call: Call) -> Iterator[None]:
         raise
 
 
-def _set_statistics(statistics: Mapping[MCLayer, tuple[Tensor | None, Tensor | None]]) -> None:
-    for layer, (mean, var) in statistics.items():
-        layer.mc_mean, layer.mc_var = mean, var
-
-
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode, and afterwards in the mode in which it was."""
@@ -551,11 +627,6 @@ def _seeded(generator: torch.Generator | None) -> Iterator[torch.Generator]:
         seed = torch.randint(2**62, (), generator=generator, device="cpu")
         torch.default_generator.manual_seed(int(seed))
         yield generator
-
-
-def _chunk_bytes(layer: MCLayer) -> int:
-    assert layer.mc_mean is not None
-    return _CHUNK_BYTES_CPU if layer.mc_mean.device.type == "cpu" else _CHUNK_BYTES_ELSEWHERE
 
 
 def _with_progress(batches: Iterator[Any], count: int) -> Iterator[Any]:

@@ -2,69 +2,81 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
-def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
     """Apply ``function`` to the tensors of ``tree``, and keep everything around them.
 
-    With ``others``, trees of the same structure, ``function`` gets a tensor of each. What is no
-    tensor is taken from ``tree``.
-
-    Raises:
-        ValueError: The trees are of different structures.
+    A container of a class of its own is copied and filled, so that neither its ``__init__`` nor
+    its ``__post_init__`` runs.
 
     Example:
         >>> import torch
         >>> tree_map(lambda t: t + 1, {"x": torch.zeros(2), "name": "seven"})
         {'x': tensor([1., 1.]), 'name': 'seven'}
     """
-    if others and len(forms := {_form(each) for each in (tree, *others)}) > 1:
-        raise ValueError(
-            f"Given {' and '.join(sorted(forms))} in the same place, wanted trees of one "
-            "structure; a network must give the same for every estimator."
-        )
     if isinstance(tree, Tensor):
-        return function(tree, *others)
-    if isinstance(tree, tuple | list):
-        parts = [tree_map(function, *columns) for columns in zip(tree, *others, strict=True)]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)  # pyright: ignore
+        return function(tree)
+    children = children_of(tree)
+    if children is None:
+        return tree
+    new = {key: tree_map(function, child) for key, child in children}
+    if isinstance(tree, tuple):
+        # _make does not ask a class's own __new__; what torch.max returns takes a sequence.
+        return getattr(type(tree), "_make", type(tree))(new.values())
+    if type(tree) is dict:
+        return new
+    filled = copy.copy(tree)
+    if isinstance(tree, MutableMapping | list):
+        for key, value in new.items():
+            filled[key] = value
+        return filled
     if isinstance(tree, Mapping):
-        pairs = {k: tree_map(function, v, *(other[k] for other in others)) for k, v in tree.items()}
-        return pairs if type(tree) is dict else _like(tree, pairs)
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        fields = [f.name for f in dataclasses.fields(tree) if f.init]
-        return dataclasses.replace(
-            tree,
-            **{
-                name: tree_map(function, *(getattr(each, name) for each in (tree, *others)))
-                for name in fields
-            },
-        )
-    return tree
+        return type(tree)(new)  # pyright: ignore[reportCallIssue]
+    for key, value in new.items():
+        object.__setattr__(filled, key, value)  # it may be frozen
+    return filled
 
 
-def _form(tree: Any) -> str:
-    """What must be the same in trees of the same structure."""
-    if isinstance(tree, Tensor):
-        return "a tensor"
-    name = f"a {type(tree).__name__}"
-    if isinstance(tree, Mapping):
-        return f"{name} with {sorted(map(str, tree))}"
-    return f"{name} of {len(tree)}" if isinstance(tree, tuple | list) else name
+def leaves(tree: Any, path: str = "output") -> Iterator[tuple[str, Any]]:
+    """What is in ``tree`` and holds nothing itself, with the way to it.
 
-
-def _like(tree: Mapping[Any, Any], pairs: dict[Any, Any]) -> Any:
-    """Rebuild a mapping of a class of its own, such as an OrderedDict."""
-    return type(tree)(pairs)  # pyright: ignore[reportCallIssue]
+    Example:
+        >>> list(leaves({"x": [3, 4]}))
+        [("output['x'][0]", 3), ("output['x'][1]", 4)]
+    """
+    children = children_of(tree)
+    if children is None:
+        yield path, tree
+        return
+    for key, child in children:
+        is_field = not isinstance(tree, tuple | list | Mapping)
+        yield from leaves(child, f"{path}.{key}" if is_field else f"{path}[{key!r}]")
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
     """The tensors of ``tree``, in order."""
-    found: list[Tensor] = []
-    tree_map(found.append, tree)
-    return found
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [leaf for _, leaf in leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def children_of(tree: Any) -> list[tuple[Any, Any]] | None:
+    """What a container holds, by index, key or field; None for what is no container."""
+    if isinstance(tree, Tensor):
+        return None
+    if isinstance(tree, tuple | list) and not isinstance(tree, torch.Size):
+        return list(enumerate(tree))
+    if isinstance(tree, Mapping):
+        return list(tree.items())
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        names = [field.name for field in dataclasses.fields(tree)]
+        return [(name, getattr(tree, name)) for name in names if hasattr(tree, name)]
+    return None

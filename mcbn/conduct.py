@@ -1,0 +1,108 @@
+"""Whether a network does more than turn its inputs into outputs, as plain passes show it.
+
+What writes into its inputs, keeps something of a pass, or draws from generators that are not
+PyTorch's, does so once a pass. Several estimators at once would be one pass: such a network takes
+the plain loop.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import weakref
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from mcbn.inputs import trace_of, walk
+from mcbn.pooling import version
+
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
+
+
+class Conduct:
+    """Compares what a network can reach before and after a plain pass.
+
+    Args:
+        model: The network.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.states = _random_states()
+        self.traces = _traces(model)
+
+    def fault(self) -> str | None:
+        """What it did beside its output, in words; None if it did nothing."""
+        if _random_states() != self.states:
+            return "the network draws random numbers from Python or NumPy"
+        for name, trace in _traces(self.model).items():
+            if trace != self.traces.get(name):
+                return f"the network keeps something of a pass, in {name}"
+        return None
+
+
+def _traces(model: nn.Module) -> dict[str, Any]:
+    """For each place in which a module keeps something, what changes when that does."""
+    traces: dict[str, Any] = {}
+    for prefix, module in model.named_modules():
+        own = {name: vars(module)[name] for name in vars(module).keys() - _OF_EVERY_MODULE}
+        for name, value in (own | module._buffers | module._parameters).items():
+            traces[f"{type(module).__name__}.{name} of {prefix or 'the network'}"] = trace_of(value)
+    return traces
+
+
+def _random_states() -> tuple[Any, ...]:
+    state: Any = np.random.get_state(legacy=False)
+    return random.getstate(), state["state"]["pos"], state["state"]["key"].tobytes()
+
+
+class Survivors:
+    """The tensors of a pass that somebody keeps: in a module, a hook's list, a global variable."""
+
+    def __init__(self) -> None:
+        self.noted: list[weakref.ref[Tensor]] = []
+
+    def note(self, tensors: list[Tensor]) -> None:
+        """Watch what the pass has computed."""
+        self.noted += map(weakref.ref, tensors)
+
+    def any(self, model: nn.Module, inputs: Any) -> bool:
+        """Whether some are there after the pass, and its output is gone."""
+        known = {id(t) for t in (*model.parameters(), *model.buffers())}
+        known |= {id(value) for _, value in walk(inputs) if isinstance(value, Tensor)}
+
+        def left() -> bool:
+            return any(id(t) not in known for t in (ref() for ref in self.noted) if t is not None)
+
+        if left():
+            gc.collect()  # a cycle of references keeps them for a while
+        return left()
+
+
+class Snapshot:
+    """What modules hold, to be put back after a run that was not a plain pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        held = [holder for m in model.modules() for holder in (vars(m), m._buffers)]
+        self.held = [(holder, dict(holder)) for holder in held]
+        tensors = (*model.parameters(), *model.buffers())
+        self.versions = [(tensor, version(tensor)) for tensor in tensors]
+
+    def conditions(self) -> list[Any]:
+        """What is another list when a flag, a mode or a hook of a module is another."""
+        return [tuple(map(id, old.values())) for _, old in self.held]
+
+    def changed(self) -> bool:
+        """Whether an attribute is another object, or a buffer has been written into."""
+        return any(
+            holder.keys() != old.keys() or any(holder[name] is not old[name] for name in old)
+            for holder, old in self.held
+        ) or any(version(tensor) != old for tensor, old in self.versions)
+
+    def restore(self) -> None:
+        """Put the attributes back."""
+        for holder, old in self.held:
+            holder.clear()
+            holder.update(old)

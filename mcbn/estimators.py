@@ -1,0 +1,465 @@
+"""All estimators of a network, in less time than one after another.
+
+``torch.vmap`` carries the axis of the estimators: each of its operations has a rule or raises, and
+what does not depend on an estimator it computes once. As many run at once as fit into a budget of
+memory; what the network computes before they differ, the first of these chunks computes for all
+(:class:`Prefix`). Where vmap cannot run, the plain loop takes over: one pass after another.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mcbn.conduct import Conduct, Snapshot
+from mcbn.inputs import Inputs
+from mcbn.pooling import UNTRACKED, Deferred, finished, version
+from mcbn.statistics import (
+    MARKS,
+    Handover,
+    Layers,
+    Pair,
+    Substitution,
+    called_otherwise,
+    held,
+    part_of,
+    recomputes,
+)
+from mcbn.tree import leaves, tensors_of, tree_map
+
+# Where an operation has no rule, vmap runs it for each estimator, and that is all right here.
+warnings.filterwarnings("ignore", "There is a performance drop because we have not yet impl")
+
+
+@dataclass
+class Plan:
+    """What is known of how a network runs.
+
+    Attributes:
+        loop_reason: Why the last prediction took the plain loop; None if it did not.
+        loops: Whether the next one takes it without trying anything else.
+        mapped: Whether one went without the loop.
+        conditions: How it was called, that time.
+        unknown: Why the next one takes the loop to see what the network does, if it does.
+        growth: Bytes of the largest normalized activation for each byte of input, if known.
+    """
+
+    loop_reason: str | None = None
+    loops: bool = False
+    mapped: bool = False
+    conditions: Any = field(default=None, repr=False)
+    unknown: str | None = None
+    growth: float | None = None
+
+
+# --- What estimators share ---------------------------------------------------------------------
+
+
+class Prefix:
+    """The results of what a network calls before its estimators differ.
+
+    The first run records them, those that follow get them handed out in the same order.
+    """
+
+    def __init__(self, inputs: Any) -> None:
+        self.log: list[tuple[Any, Any]] = []
+        self.versions = [(tensor, version(tensor)) for tensor in tensors_of(inputs)]
+        self.devices = {tensor.device for tensor, _ in self.versions if tensor.is_cuda}
+        self.random = self.random_state()
+        self.open, self.drew, self.position = True, False, 0
+
+    def random_state(self) -> list[Tensor]:
+        """The states of the generators that the network may draw from."""
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self.devices)]
+
+    def close(self) -> None:
+        """From here on results are of single estimators."""
+        if self.open:
+            self.open = False
+            self.drew |= not all(map(torch.equal, self.random, self.random_state()))
+
+    def restart(self) -> bool:
+        """Begin to hand out; False if what was recorded holds for its own run alone.
+
+        That is so where a tensor has been written into since it was recorded, or where the
+        network draws random numbers.
+        """
+        self.close()
+        self.position = 0
+        return not self.drew and all(version(tensor) == old for tensor, old in self.versions)
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """The recorded result of this call, or that of ``compute``.
+
+        What returns no tensor is called every time: it may switch gradients off.
+        """
+        if self.position < len(self.log) and self.log[self.position][0] == key:
+            self.position += 1
+            return self.log[self.position - 1][1]
+        result = compute()
+        tensors = tensors_of(result)
+        if tensors and self.open and any(map(_is_mapped, tensors)):
+            self.close()
+        elif tensors and self.open:
+            self.log.append((key, result))
+            self.versions += [(tensor, version(tensor)) for tensor in tensors]
+        if tensors:
+            self.position = len(self.log)  # at the end of it, or on another way
+        return result
+
+
+def _is_mapped(tensor: Tensor) -> bool:
+    """Whether a tensor belongs to a run in progress: an axis of vmap, or waiting for a pooling."""
+    return type(tensor) is Deferred or torch.func.debug_unwrap(tensor) is not tensor
+
+
+# --- One pass of the network -------------------------------------------------------------------
+
+_REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # pyright: ignore[reportAttributeAccessIssue]
+_MAKERS: set[Any] = {torch.tensor, torch.as_tensor, torch.from_numpy, torch.asarray}
+_GRAD_FN: Any = Tensor.grad_fn.__get__  # pyright: ignore
+
+
+class Estimators(Substitution):
+    """Puts in statistics that were drawn before, of one estimator or of several under vmap.
+
+    Args:
+        layers: The network's batch norm layers by name.
+        drawn: For each layer, the means and the variances ``(num_calls, num_features)``.
+        count: How many estimators these are of, on an axis of ``torch.vmap`` if more than one.
+        prefix: What was, or is to be, computed once for all; None to compute all of it.
+        defers: Whether a max-pooling may go before the scale and the shift.
+    """
+
+    def __init__(
+        self, layers: Layers, drawn: list[Pair], count: int, prefix: Prefix | None, defers: bool
+    ) -> None:
+        super().__init__(layers, count, defers)
+        self.drawn = dict(zip(layers.values(), drawn, strict=True))
+        self.prefix, self.shares = prefix, defers
+
+    def statistics(self, layer: Any, call: int, handed: Handover) -> Pair:
+        """Those of this call; RuntimeError where none were drawn."""
+        mean, var = self.drawn[layer]
+        if call >= len(mean):
+            raise called_otherwise(layer, call + 1, len(mean))
+        part = part_of(layer, handed.mean)
+        if part is None:
+            return mean[call], var[call]
+        return mean[call][part], var[call][part]
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """Ask the prefix."""
+        return compute() if self.prefix is None else self.prefix.once(key, compute)
+
+    def differ(self) -> None:
+        """Close the prefix."""
+        if self.prefix is not None:
+            self.prefix.close()
+
+    def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Share what is the same for all estimators."""
+        if self.count > 1 and self.grad and func in (_REQUIRES_GRAD, _GRAD_FN):
+            if func is _GRAD_FN:
+                raise RuntimeError("the network looks at the graph of its gradients")
+            return torch.func.debug_unwrap(args[0]).requires_grad  # vmap says False
+        if self.shares:
+            if func in UNTRACKED:
+                raise RuntimeError(f"the network uses {func.__name__}, past what PyTorch records")
+            if func in _MAKERS and args and isinstance(args[0], np.ndarray):
+                raise RuntimeError("the network makes a tensor of NumPy's numbers")
+        prefix = self.prefix
+        if prefix is None or (not prefix.open and prefix.position == len(prefix.log)):
+            return func(*args, **kwargs)
+        if args and type(args[0]) is Deferred:
+            return func(*args, **kwargs)  # it asks by itself
+        if kwargs.get("generator") is not None:
+            prefix.drew = True
+        return prefix.once(func, lambda: func(*args, **kwargs))
+
+
+def _run(
+    model: nn.Module,
+    layers: Layers,
+    start: int,
+    count: int,
+    inputs: Any,
+    prefix: Prefix | None = None,
+    plain: bool = False,
+) -> tuple[Any, int]:
+    """A pass for some estimators: the output with their axis, and the bytes of the largest layer.
+
+    A ``plain`` one, of a single estimator, is the network's own and nothing else.
+    """
+    args, kwargs = inputs
+    drawn = [held(layer, start, start + count) for layer in layers.values()]
+    if count == 1:
+        run = Estimators(layers, [(m[0], v[0]) for m, v in drawn], 1, prefix, not plain)
+        with run:
+            output = finished(model(*args, **kwargs))
+        _check_recomputation(run, output)
+        _check_leaves(output)
+        return tree_map(lambda t: t.unsqueeze(0), output), run.largest
+
+    # vmap returns tensors only: what they stood in is kept aside, and filled again.
+    aside: list[Any] = []
+
+    def mapped(drawn: list[Pair]) -> list[Tensor]:
+        run = Estimators(layers, drawn, count, prefix, True)
+        with run:
+            output = finished(model(*args, **kwargs))
+        aside.extend((run, output))
+        return tensors_of(output)
+
+    # What a checkpoint saves under vmap cannot be used after it.
+    with torch.autograd.graph.disable_saved_tensors_hooks("it saves tensors in its own way"):
+        tensors = iter(torch.vmap(mapped, randomness="different")(drawn))
+    run, output = aside
+    _check_leaves(output)
+    return tree_map(lambda _: next(tensors), output), run.largest
+
+
+def _check_recomputation(run: Substitution, output: Any) -> None:
+    """Raise RuntimeError where a backward pass would run a layer again, with other statistics."""
+    if not run.ran_without_grad:
+        return
+    seen, nodes = set[Any](), [t.grad_fn for t in tensors_of(output) if t.grad_fn is not None]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            raise recomputes(type(node).__name__)
+        new = {each for each, _ in node.next_functions if each is not None} - seen
+        seen |= new
+        nodes += new
+
+
+# --- All passes --------------------------------------------------------------------------------
+
+
+def predict(
+    model: nn.Module,
+    layers: Layers,
+    num_estimators: int,
+    plan: Plan,
+    chunk_bytes: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The network's output, every tensor of it with a leading axis ``num_estimators``.
+
+    At most so many estimators run at once that their largest activation stays below
+    ``chunk_bytes``; one always does. ``plan`` is brought up to date.
+
+    Raises:
+        RuntimeError: A layer is called more often than in ``fit``, or would run in a backward pass.
+        TypeError: The output holds something that is no tensor.
+        ValueError: A layer gets another number of channels than its own, or the output has another
+            shape or structure for each estimator.
+    """
+    inputs = Inputs(args, kwargs)
+    reason = plan.loop_reason if plan.loops else _why_loop(model) or plan.unknown
+    if reason is None:
+        before = Snapshot(model)
+        # What is called in another way than the last time may do other things.
+        conditions = before.conditions(), inputs.conditions()
+        conduct = None if conditions == plan.conditions else Conduct(model)
+        try:
+            given = inputs.given if conduct is None else inputs.fresh()
+            size = max(1, inputs.nbytes)
+            with _recorded():
+                output = _in_chunks(model, layers, num_estimators, plan, chunk_bytes, given, size)
+            fault = conduct and (conduct.fault() or inputs.fault())
+            if fault or before.changed():
+                raise RuntimeError(fault or "the network keeps something of a pass")
+        except Exception as error:  # if it is not vmap's, the loop raises it as well
+            if type(error).__module__ == "torch.utils.checkpoint":
+                raise  # it is how a checkpoint around the wrapper stops
+            before.restore()
+            inputs.check_unwritten(error)
+            reason = _first_sentence(error)
+            output = _loop(model, layers, num_estimators, inputs)
+            plan.loops = True
+        else:
+            inputs.check_unwritten(None)
+            plan.mapped, plan.conditions = True, conditions
+    else:
+        conduct = Conduct(model) if plan.unknown else None
+        output = _loop(model, layers, num_estimators, inputs)
+        if conduct is not None:
+            fault, plan.unknown = conduct.fault() or inputs.fault(), None
+            plan.loops, reason = plan.loops or fault is not None, fault or reason
+    plan.loop_reason = reason
+    return output
+
+
+def _loop(model: nn.Module, layers: Layers, num_estimators: int, inputs: Inputs) -> Any:
+    """One plain pass after another; the last one gets the caller's own objects."""
+    outputs: list[Any] = []
+    for estimator in range(num_estimators):
+        given = inputs.given if estimator == num_estimators - 1 else inputs.fresh()
+        outputs.append(_run(model, layers, estimator, 1, given, plain=True)[0])
+    return _joined(outputs)
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    """Where tensors count how often they are written into: not in inference mode."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def _in_chunks(
+    model: nn.Module,
+    layers: Layers,
+    num_estimators: int,
+    plan: Plan,
+    chunk_bytes: int,
+    given: Any,
+    size: int,
+) -> Any:
+    outputs: list[Any] = []
+    prefix: Prefix | None = None
+    done = 0
+    while done < num_estimators:
+        # So many at once; before anything is known of the network, one.
+        fitting = 1 if plan.growth is None else int(chunk_bytes // max(1.0, plan.growth * size))
+        left = num_estimators - done
+        num_chunks = -(-left // max(1, min(fitting, left)))
+        chunk = -(-left // num_chunks)
+        if chunk < num_estimators and (prefix is None or not prefix.restart()):
+            prefix = Prefix(given)
+        output, largest = _run(model, layers, done, chunk, given, prefix)
+        outputs.append(output)
+        plan.growth = largest / size
+        done += chunk
+    return _joined(outputs)
+
+
+def _why_loop(model: nn.Module) -> str | None:
+    """Why this prediction takes the plain loop, if that can be said beforehand."""
+    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        return "autocast chooses other precisions under vmap"
+    # The hooks on all modules have no public name.
+    everywhere = nn.modules.module
+    hooks = [*everywhere._global_forward_hooks.values()]
+    hooks += everywhere._global_forward_pre_hooks.values()
+    for module in model.modules():
+        hooks += module._forward_hooks.values()
+        hooks += module._forward_pre_hooks.values()
+        hooks += module._backward_hooks.values()
+        hooks += module._backward_pre_hooks.values()
+    for hook in hooks:
+        # Those of torch's own, such as weight norm's, look at weights or count operations.
+        if hook not in MARKS and not str(getattr(hook, "__module__", "")).startswith("torch."):
+            return "the network has a hook, which sees one estimator at a time"
+    return None
+
+
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0][:160].rstrip(".")
+
+
+# --- Outputs -----------------------------------------------------------------------------------
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+
+
+def _check_leaves(output: Any) -> None:
+    """Raise TypeError for what may hide a tensor, and could not get the axis of the estimators."""
+    for path, leaf in leaves(output):
+        if not isinstance(leaf, (Tensor, *_PLAIN)):
+            raise TypeError(
+                f"the network's {path} is a {type(leaf).__module__}.{type(leaf).__qualname__}, "
+                "wanted tensors, in tuples, lists, dicts or dataclasses; let the network return "
+                "the tensors that it is made of, and build it from those of the estimators."
+            )
+
+
+def _joined(outputs: list[Any]) -> Any:
+    """Concatenate outputs along the axis of the estimators, with errors in words."""
+    first, *rest = (dict(leaves(output)) for output in outputs)
+    if not rest:
+        return outputs[0]
+    for other in rest:
+        if other.keys() != first.keys():
+            differing = sorted(first.keys() ^ other.keys())[0]
+            raise ValueError(
+                f"the network's {differing} is there for some estimators and not for others, "
+                f"wanted one structure for all; {_FIXED}"
+            )
+    columns: list[Tensor] = []
+    for path, leaf in first.items():
+        column = [leaf, *(other[path] for other in rest)]
+        if not isinstance(leaf, Tensor):
+            if any(type(each) is not type(leaf) or each != leaf for each in column):
+                raise TypeError(
+                    f"the network's {path} is a {type(leaf).__name__} that is not the same for all "
+                    "estimators; return a tensor in its place."
+                )
+            continue
+        if not all(isinstance(each, Tensor) for each in column):
+            raise ValueError(f"the network's {path} is a tensor for some estimators only; {_FIXED}")
+        sizes = {tuple(each.shape[1:]) for each in column}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the network's {path} has sizes {', '.join(map(str, sorted(sizes)))} for "
+                f"different estimators, wanted one; {_FIXED}"
+            )
+        columns.append(torch.cat(column))
+    tensors = iter(columns)
+    return tree_map(lambda _: next(tensors), outputs[0])
+
+
+_FIXED = (
+    "wrap the part of the network whose output has a fixed shape (a detector's backbone, the "
+    "scores before a selection), and select afterwards."
+)
+
+
+# --- Compile and export ------------------------------------------------------------------------
+
+
+def predict_traced(
+    model: nn.Module,
+    layers: Layers,
+    num_estimators: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The same as one plain graph, for ``torch.compile`` and ``torch.export`` to see."""
+    buffers: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        mean, var = held(layer, 0, num_estimators)
+        if mean.shape[1]:
+            buffers |= {f"{name}.running_mean": mean[:, 0], f"{name}.running_var": var[:, 0]}
+
+    def one(statistics: dict[str, Tensor]) -> Any:
+        return functional_call(model, statistics, args, kwargs)
+
+    if not torch.compiler.is_exporting():
+        return torch.vmap(one, randomness="different")(buffers)
+    # Under vmap, export would fix the size of the batch.
+    outputs = [
+        tree_map(lambda t: t.unsqueeze(0), one({name: b[s] for name, b in buffers.items()}))
+        for s in range(num_estimators)
+    ]
+    return _joined(outputs)
+
+
+def is_traceable(layers: Mapping[str, Any]) -> bool:
+    """Whether running statistics can stand for an estimator's in every layer."""
+    return all(
+        layer.running_mean is not None and layer.mc_mean.shape[1] <= 1 for layer in layers.values()
+    )

@@ -1,0 +1,416 @@
+"""What a mini-batch leaves behind, and how it gets to where a layer reads it.
+
+An estimator is the network with other running statistics. A batch norm layer hands its own to
+:func:`torch.nn.functional.batch_norm`, and that is where :class:`Substitution` puts those of an
+estimator, or :class:`MiniBatch` those of the batch that runs through. A layer is known by the
+buffers that it hands over; weight, bias and eps are taken from the call. So it is the layer's own
+code that runs, whatever its class. A mode concerns one thread: two can predict with one network.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from mcbn.conduct import Survivors
+from mcbn.pooling import UNTRACKED, Affine, Deferred, Overwritten, nbytes, worth_deferring
+from mcbn.tree import tensors_of
+
+Layers = Mapping[str, _BatchNorm]
+Pair = tuple[Tensor, Tensor]  # a mean and a variance
+
+
+# --- Where they are kept ------------------------------------------------------------------------
+
+
+def keep_statistics(layer: _BatchNorm) -> None:
+    """Give a layer the buffers ``mc_mean`` and ``mc_var``, with none in them.
+
+    Once fitted, each is ``(num_estimators, num_calls, num_features)``.
+    """
+    if not hasattr(layer, "mc_mean"):
+        layer.register_buffer("mc_mean", None)
+        layer.register_buffer("mc_var", None)
+        layer.register_load_state_dict_pre_hook(_before_loading)
+        if layer.running_mean is None:
+            layer.register_forward_pre_hook(_enter)
+            layer.register_forward_hook(_leave, always_call=True)
+
+
+def _before_loading(
+    layer: Any, state_dict: dict[str, Any], prefix: str, _: Any, __: Any, ___: Any, ____: Any,
+    error_msgs: list[str],
+) -> None:  # fmt: skip
+    mean, var = (state_dict.get(prefix + name) for name in ("mc_mean", "mc_var"))
+    if mean is None and var is None:
+        # A checkpoint of the plain network: statistics of other weights would be wrong.
+        layer.mc_mean = layer.mc_var = None
+    elif wrong := _wrong_in(mean, var, layer.num_features):
+        error_msgs.append(f"{prefix}mc_mean and {prefix}mc_var {wrong}.")
+        for name in ("mc_mean", "mc_var"):
+            state_dict.pop(prefix + name, None)
+    else:
+        like: Tensor = next(
+            t for t in (layer.running_mean, layer.weight, mean) if isinstance(t, Tensor)
+        )
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        shape = state_dict[prefix + "mc_mean"].shape
+        layer.mc_mean, layer.mc_var = (like.new_empty(shape, dtype=dtype) for _ in range(2))
+
+
+def _wrong_in(mean: Any, var: Any, num_features: int) -> str:
+    """What is wrong with saved statistics, in words; nothing if they can be used."""
+    if not (isinstance(mean, Tensor) and isinstance(var, Tensor)):
+        kinds = f"{type(mean).__name__} and {type(var).__name__}"
+        return f"are of type {kinds}, wanted two tensors; take both from one saved state_dict()"
+    if mean.shape != var.shape or mean.dim() != 3 or mean.shape[2] != num_features:
+        return (
+            f"have shapes {tuple(mean.shape)} and {tuple(var.shape)}, wanted are two of "
+            f"(num_estimators, calls, num_features), with num_features={num_features}"
+        )
+    if not (mean.is_floating_point() and var.is_floating_point()):
+        return f"hold {mean.dtype} and {var.dtype}, wanted floating point; save the state again"
+    if mean.is_meta or var.is_meta:
+        return ""  # no values to look at
+    if not (mean.isfinite().all() and var.isfinite().all()):
+        return "hold NaN or infinity, wanted finite numbers; fit and save again"
+    if (var < 0).any():
+        return "hold a negative variance; look whether means and variances were swapped"
+    return ""
+
+
+def held(layer: Any, start: int, stop: int) -> Pair:
+    """The statistics of some estimators: ``(stop - start, num_calls, num_features)`` each."""
+    return layer.mc_mean[start:stop], layer.mc_var[start:stop]
+
+
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch norm layers of a network by name, each once."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+
+
+# --- Layers without running statistics ---------------------------------------------------------
+
+# Those in whose forward this thread is. They hand over None, which tells nothing.
+_INSIDE: ContextVar[tuple[_BatchNorm, ...]] = ContextVar("mcbn_inside", default=())
+
+
+def _enter(layer: _BatchNorm, _: Any) -> None:
+    _INSIDE.set((*_INSIDE.get(), layer))
+
+
+def _leave(layer: _BatchNorm, *_: Any) -> None:
+    _INSIDE.set(_INSIDE.get()[:-1])
+
+
+MARKS = {_enter, _leave}
+
+
+# --- Where statistics are read -----------------------------------------------------------------
+
+
+class Handover(NamedTuple):
+    """What ``F.batch_norm`` is called with, as far as it matters here."""
+
+    x: Tensor
+    mean: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+
+def _functional(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Handover:
+    return Handover(input, running_mean, weight, bias, eps)
+
+
+def _torch(
+    input: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float,
+    eps: float, cudnn_enabled: bool,
+) -> Handover:  # fmt: skip
+    return Handover(input, mean, weight, bias, eps)
+
+
+_HANDOVERS: dict[Any, Any] = {F.batch_norm: _functional, torch.batch_norm: _torch}
+
+
+class Substitution(TorchFunctionMode, ABC):
+    """Within this context, and in this thread, layers normalize as :meth:`statistics` says.
+
+    Args:
+        layers: The network's batch norm layers by name.
+        count: How many estimators run at once, on an axis of ``torch.vmap`` if more than one.
+        defers: Whether a max-pooling may go before the scale and the shift.
+
+    Attributes:
+        largest: Bytes of one estimator's largest normalized activation.
+        ran_without_grad: Whether a layer ran where gradients had been switched off on the way.
+    """
+
+    def __init__(self, layers: Layers, count: int = 1, defers: bool = True) -> None:
+        super().__init__()
+        self.layers, self.count = layers, count
+        self.variances = {id(layer.running_var): layer for layer in layers.values()}
+        self.owners = {id(layer.running_mean): layer for layer in layers.values()}
+        self.calls: dict[_BatchNorm, int] = {}
+        self.grad = torch.is_grad_enabled()
+        self.defers = defers and not self.grad
+        self.ran_without_grad, self.largest = False, 0
+
+    @abstractmethod
+    def statistics(self, layer: _BatchNorm, call: int, handed: Handover) -> Pair:
+        """The mean and the variance, each ``(num_features,)``, of a layer's call in this pass."""
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """Compute what may be the same for all estimators."""
+        return compute()
+
+    def differ(self) -> None:
+        """Be told that from here on results are of single estimators."""
+
+    def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function that normalizes nothing."""
+        return func(*args, **kwargs)
+
+    def unowned(self, handed: Handover) -> None:
+        """Be told of a normalization with statistics that no layer holds."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in _HANDOVERS:
+            handed: Handover = _HANDOVERS[func](*args, **(kwargs or {}))
+            layer = self.owner(handed.mean)
+            if layer is not None:
+                return self.normalize(layer, handed)
+            self.unowned(handed)
+        kwargs = kwargs or {}
+        result = self.other(func, args, kwargs)
+        for value in args:
+            if isinstance(value, Tensor) and (layer := self.source(value)) is not None:
+                self.check_view(layer, func, result)
+        return result
+
+    def source(self, tensor: Tensor) -> _BatchNorm | None:
+        """The layer whose running mean or variance this is, or a view of one."""
+        layer = self.owners.get(id(tensor)) or self.variances.get(id(tensor))
+        if layer is None and (base := tensor._base) is not None:
+            layer = self.owners.get(id(base)) or self.variances.get(id(base))
+        return layer
+
+    def check_view(self, layer: _BatchNorm, func: Any, result: Any) -> None:
+        """Raise RuntimeError unless ``func`` leaves a layer's statistics what they are."""
+        if any(self.source(each) is not layer for each in tensors_of(result)):
+            raise self.used_by(layer, getattr(func, "__name__", str(func)))
+
+    def used_by(self, layer: _BatchNorm, what: str) -> RuntimeError:
+        """The error for running statistics in whose place those of an estimator cannot be put."""
+        name = next((name for name, each in self.layers.items() if each is layer), "?")
+        return RuntimeError(
+            f"layer {name!r}, a {type(layer).__name__}, gives its running statistics to {what}, "
+            "wanted torch.nn.functional.batch_norm in the thread of the network's forward, where "
+            "those of an estimator take their place; let its forward call that."
+        )
+
+    def owner(self, running_mean: Tensor | None) -> _BatchNorm | None:
+        """The layer whose running mean this is, or a view of it."""
+        if running_mean is None:
+            return (_INSIDE.get() or (None,))[-1]
+        return self.owners.get(id(running_mean)) or (
+            None if running_mean._base is None else self.owners.get(id(running_mean._base))
+        )
+
+    def normalize(self, layer: _BatchNorm, handed: Handover) -> Tensor:
+        """What ``F.batch_norm`` returns, with the statistics of this pass."""
+        x = handed.x.finish() if isinstance(handed.x, Deferred) else handed.x
+        wanted = layer.num_features if handed.mean is None else len(handed.mean)
+        if x.shape[1] != wanted:  # it would broadcast
+            raise ValueError(
+                f"{layer} got an input of shape {tuple(x.shape)}, wanted {wanted} channels, on "
+                "the axis after the batch."
+            )
+        call = self.calls.get(layer, 0)
+        self.calls[layer] = call + 1
+        if self.grad:
+            self.ran_without_grad |= not torch.is_grad_enabled()
+            check_not_checkpointed()
+        self.largest = max(self.largest, nbytes(x))
+        mean, var = self.statistics(layer, call, handed._replace(x=x))
+        affine = Affine(mean, var, handed.weight, handed.bias, handed.eps, self.count > 1)
+        if self.defers and handed.weight is layer.weight and worth_deferring(x, self.count):
+            return Deferred(x, affine, self)
+        self.differ()
+        return affine(x)
+
+
+def part_of(layer: _BatchNorm, view: Tensor | None) -> Tensor | None:
+    """Which features of a layer a view of its running mean holds; None for all of them."""
+    full = layer.running_mean
+    if view is None or view is full or full is None:
+        return None
+    offset = int(view.storage_offset() - full.storage_offset())
+    return torch.arange(len(full), device=full.device).as_strided(view.shape, view.stride(), offset)
+
+
+def check_not_checkpointed() -> None:
+    """Raise RuntimeError inside of a checkpoint, which will run its layers a second time."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") != "mcbn.estimators":
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            raise recomputes("torch.utils.checkpoint")
+        frame = frame.f_back
+
+
+def recomputes(what: str) -> RuntimeError:
+    """The error for what runs batch norm layers again in the backward pass."""
+    return RuntimeError(
+        f"{what} runs batch norm layers again in the backward pass, when no estimator's statistics "
+        "are in place; switch it off, or predict under torch.no_grad()."
+    )
+
+
+def called_otherwise(layer: _BatchNorm, times: int, fitted: int) -> RuntimeError:
+    """The error for a layer that is called more, or less, often than it was in ``fit``."""
+    return RuntimeError(
+        f"this forward pass calls {layer} {times} times, but those of fit did so {fitted} times; "
+        "call fit with batches for which the network does the same."
+    )
+
+
+class MiniBatch(Substitution):
+    """Normalizes with the statistics of the batch that runs through, and keeps them.
+
+    Args:
+        layers: The network's batch norm layers by name.
+        correction: 0 for the biased variance, 1 for the unbiased one.
+        defers: Whether a max-pooling may go before the scale and the shift.
+        survivors: What notes the tensors that are computed, if that is wanted.
+
+    Attributes:
+        drawn: For each layer, the mean and the variance ``(num_features,)`` of each call.
+    """
+
+    def __init__(
+        self, layers: Layers, correction: int, defers: bool, survivors: Survivors | None
+    ) -> None:
+        super().__init__(layers, defers=defers)
+        self.correction, self.survivors = correction, survivors
+        self.drawn: dict[_BatchNorm, list[Pair]] = {layer: [] for layer in layers.values()}
+
+    def __torch_function__(self, *args: Any) -> Any:
+        """Note what comes out."""
+        result = super().__torch_function__(*args)
+        if self.survivors is not None:
+            self.survivors.note(tensors_of(result))
+        return result
+
+    def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do not let a pooling wait where a write would leave no trace."""
+        if self.defers and func in UNTRACKED:
+            raise Overwritten(func.__name__)
+        return func(*args, **kwargs)
+
+    def unowned(self, handed: Handover) -> None:
+        """Raise RuntimeError for what the original holds of which this network is a copy."""
+        for name, layer in self.layers.items():
+            mean, own = handed.mean, layer.running_mean
+            if mean is not None and own is not None and torch.equal(mean, own):
+                raise RuntimeError(
+                    f"F.batch_norm got running statistics that are not those of layer {name!r}, "
+                    "but equal to them: a forward that was patched with a function around the "
+                    "original layer still uses that one; pass convert=False to wrap the original."
+                )
+
+    def check_all(self, watched: Mapping[_BatchNorm, _Watched]) -> None:
+        """Raise RuntimeError for a layer whose statistics something else has read."""
+        for layer, buffers in watched.items():
+            if buffers.read and not self.drawn[layer]:
+                raise self.used_by(layer, "code that cannot be seen (a thread, a script, C++)")
+
+    def statistics(self, layer: _BatchNorm, call: int, handed: Handover) -> Pair:
+        """The mean and the variance of the batch; ValueError if it has one value a channel."""
+        x = handed.x.detach()  # a network may switch gradients on
+        count = x.numel() // max(1, x.shape[1])
+        if count < 2:
+            raise ValueError(
+                f"{layer} got an input of shape {tuple(x.shape)}, {count} value(s) a channel, and "
+                "a variance needs at least 2; use a larger mc_batch_size."
+            )
+        # In two passes over the values, and in single precision at least: a variance of finite
+        # values need not be finite in half precision.
+        like = layer.weight if layer.weight is not None else x
+        wide = x.to(torch.promote_types(torch.promote_types(x.dtype, like.dtype), torch.float32))
+        mean = _by_channel(wide)
+        centred = wide - mean.view(-1, *[1] * (x.dim() - 2))
+        var = _by_channel(centred.mul_(centred))
+        if self.correction:
+            var = var * (count / (count - 1))
+        part = part_of(layer, handed.mean)
+        self.drawn[layer].append((mean, var) if part is None else _placed(layer, part, mean, var))
+        return mean, var
+
+
+def _by_channel(x: Tensor) -> Tensor:
+    trailing = tuple(range(2, x.dim()))
+    return (x.mean(trailing) if trailing else x).mean(0)
+
+
+def _placed(layer: _BatchNorm, part: Tensor, mean: Tensor, var: Tensor) -> Pair:
+    """Statistics of some features, beside the trained ones of the others."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    return (
+        layer.running_mean.to(mean.dtype).index_copy(0, part, mean),
+        layer.running_var.to(var.dtype).index_copy(0, part, var),
+    )
+
+
+class _Watched(dict[str, Any]):
+    """A layer's buffers, which note that a running statistic was asked for, in any thread."""
+
+    read = False
+
+    def __getitem__(self, name: str) -> Any:
+        self.read |= name in ("running_mean", "running_var")
+        return super().__getitem__(name)
+
+
+@contextmanager
+def watching(layers: Layers) -> Iterator[dict[_BatchNorm, _Watched]]:
+    """Watch who asks for running statistics, whether or not they reach ``F.batch_norm``.
+
+    A mode does not see another thread, a scripted function or an extension in C++.
+    """
+    own = {layer: layer._buffers for layer in layers.values()}
+    watched = {layer: _Watched(buffers) for layer, buffers in own.items()}
+    for layer, buffers in watched.items():
+        layer._buffers = buffers  # where torch.nn.Module looks an attribute up
+    try:
+        yield watched
+    finally:
+        for layer, buffers in watched.items():
+            own[layer].clear()
+            own[layer].update(buffers)
+            layer._buffers = own[layer]
