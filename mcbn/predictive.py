@@ -139,7 +139,9 @@ def disagreement(probs: Tensor) -> Tensor:
     # Counting the votes of each class keeps the memory at (batch, classes), free of size².
     counts = torch.zeros_like(probs[0], dtype=torch.long)
     counts.scatter_add_(1, votes, torch.ones_like(votes))
-    return (size**2 - counts.square().sum(-1)) / max(size * (size - 1), 1)
+    differing = size**2 - counts.square().sum(-1)
+    # Integers would be divided in PyTorch's default type, which Lightning may set to a narrow one.
+    return differing.to(torch.float32) / max(size * (size - 1), 1)
 
 
 def summarise_classification(logits: Tensor) -> ClassificationSummary:

@@ -1252,6 +1252,29 @@ def tuned(**attributes: Any) -> Callable[[World], RegressionRoutine]:
     return routine
 
 
+class Gives(nn.Sequential):
+    """A network that gives what a function makes of its two last layers' outputs."""
+
+    def __init__(self, make: Callable[[list[Tensor]], Any], width: int) -> None:
+        super().__init__(nn.BatchNorm1d(6), nn.Linear(6, width))
+        self.make = make
+
+    def forward(self, input: Tensor) -> Any:
+        return self.make([super().forward(input)] * 2)
+
+
+def gives(make: Callable[[Any], Any], wrapped: bool = False, classes: int = 0) -> Any:
+    """A routine of such a network."""
+    model: nn.Module = Gives(make, classes or 1)
+    if wrapped:
+        model = MCBatchNorm(model, 4).fit(batches())
+    if classes:
+        return classifier(classes, model)
+    return RegressionRoutine(model, nn.MSELoss(), optim_lenet)
+
+
+PREDICTIONS = "wanted a tensor of predictions of the targets' shape, with or without an estimator"
+LOGITS = "wanted a tensor of logits (batch, classes) or (num_estimators, batch, classes); wrap"
 PAIR = "wanted a pair of inputs and targets; give the loader a collate_fn="
 TARGETS = torch.ones(8, 1)
 
@@ -1382,6 +1405,67 @@ rows(
         run_test(lambda w: classifier(model=MCBatchNorm(network(), 4))),
         RuntimeError,
         ["holds no statistics yet", "call fit(train_dataloader) first"],
+    ),
+    trains_a_regression_of_a_tuple=(
+        lambda w: trainer().fit(gives(tuple), pairs(y=TARGETS)),
+        TypeError,
+        ["the network gives a tuple", PREDICTIONS],
+    ),
+    tests_a_regression_of_a_dict=(
+        run_test(lambda w: gives(lambda x: {"mean": x[0]}), lambda: pairs(y=TARGETS)),
+        TypeError,
+        ["the network gives a dict", PREDICTIONS],
+    ),
+    validates_a_regression_of_nothing=(
+        lambda w: trainer().validate(gives(lambda x: None), pairs(y=TARGETS), verbose=False),
+        TypeError,
+        ["the network gives a NoneType", PREDICTIONS],
+    ),
+    tests_a_regression_of_a_distribution=(
+        run_test(
+            lambda w: gives(lambda x: torch.distributions.Normal(x[0], 1)),
+            lambda: pairs(y=TARGETS),
+        ),
+        TypeError,
+        ["the network gives a Normal", PREDICTIONS],
+    ),
+    tests_a_regression_of_integers=(
+        run_test(lambda w: gives(lambda x: x[0].long()), lambda: pairs(y=TARGETS)),
+        TypeError,
+        ["the network gives torch.int64", "wanted floating-point numbers", ".float()"],
+    ),
+    tests_a_regression_of_arrays=(
+        run_test(lambda w: gives(lambda x: x[0].numpy()), lambda: pairs(y=TARGETS)),
+        TypeError,
+        ["the network gives a ndarray", PREDICTIONS],
+    ),
+    tests_a_wrapper_of_pairs=(
+        run_test(lambda w: gives(tuple, wrapped=True), lambda: pairs(y=TARGETS)),
+        TypeError,
+        ["the network gives a tuple", PREDICTIONS],
+    ),
+    trains_a_classifier_of_a_dict=(
+        lambda w: trainer().fit(gives(lambda x: {"logits": x[0]}, classes=3), pairs()),
+        TypeError,
+        ["the network gives a dict", LOGITS],
+    ),
+    validates_a_classifier_of_a_list=(
+        lambda w: trainer().validate(gives(list, classes=3), pairs(), verbose=False),
+        TypeError,
+        ["the network gives a list", LOGITS],
+    ),
+    tests_a_classifier_of_nothing=(
+        run_test(lambda w: gives(lambda x: None, classes=3)),
+        TypeError,
+        ["the network gives a NoneType", LOGITS],
+    ),
+    tests_targets_of_dicts=(
+        run_test(
+            lambda w: w.regression,
+            lambda: DataLoader([(torch.ones(6), {"y": 1.0})] * 8, batch_size=4),  # pyright: ignore
+        ),
+        TypeError,
+        ["the targets of a batch are a dict", "wanted a tensor", "collate_fn="],
     ),
     trains_without_labels=(
         lambda w: trainer().fit(w.routine, DataLoader(TensorDataset(torch.randn(8, 6)))),
