@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import gzip
 import math
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+import mcbn
 from mcbn import (
     ClassificationRoutine,
     MCBatchNorm,
@@ -1858,6 +1860,32 @@ def test_the_table_is_long_and_asks_for_no_error_from_inside() -> None:
     assert len(ROWS) >= 80
     inside = (AttributeError, AssertionError, StopIteration)
     assert not [name for name, (_, error, _) in ROWS.items() if issubclass(error, inside)]
+
+
+# Figures and result tables, whose signs are replaced where they cannot be shown; and a module that
+# another task has in hand.
+SHOWN = {"plotting.py", "table.py", "terminal.py", "mc_batch_norm.py"}
+
+
+def test_what_may_be_printed_is_ascii() -> None:
+    """A user who prints an error must not get one of the terminal's encoding instead."""
+    files = [path for path in Path(mcbn.__file__).parent.rglob("*.py") if path.name not in SHOWN]
+    assert len(files) > 15
+    for path in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        docs = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+        }
+        texts = [
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            if id(node) not in docs
+        ]
+        assert [text for text in texts if not text.isascii()] == [], path.name
 
 
 # --- What a table cannot hold --------------------------------------------------------------------
