@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from numbers import Real
-from pathlib import Path
 from typing import Literal, Never
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from mcbn import data
 from mcbn.checks import check_count, check_type
 from mcbn.data.images import InMemoryImages, ready_batch
+from mcbn.terminal import showable, stdout_encoding
 
 
 class MNISTDataModule(LightningDataModule):
@@ -29,7 +29,8 @@ class MNISTDataModule(LightningDataModule):
 
     Args:
         root: Folder with ``MNIST/raw`` and ``FashionMNIST/raw`` as torchvision leaves them.
-            Default: the environment variable ``MCBN_DATA``, else ``data``.
+            Default: the environment variable ``MCBN_DATA``, else ``data``. In both ``~`` is the
+            home folder.
         batch_size: Images in a batch.
         source: ``"full"``: 60,000 training and 10,000 test digits under ``root``, downloaded if
             they are not there. ``"sample"``: 4,000 and 1,000 that come with the package.
@@ -83,7 +84,7 @@ class MNISTDataModule(LightningDataModule):
         check_type("random_crop", random_crop, bool, "True or False")
         check_count("num_workers", num_workers, least=0)
         check_type("seed", seed, int, "an integer")
-        self.root = Path(os.environ.get("MCBN_DATA") or "data") if root is None else Path(root)
+        self.root = data.root_folder(root)
         self.batch_size = batch_size
         self.source = source
         self.val_split = val_split
@@ -209,7 +210,7 @@ class MNISTDataModule(LightningDataModule):
 
 @rank_zero_only
 def _say(line: str) -> None:
-    print(line)
+    print(showable(line, stdout_encoding()))
 
 
 def _stratified_share(labels: Tensor, share: float, seed: int) -> Tensor:

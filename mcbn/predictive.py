@@ -60,7 +60,7 @@ def probabilities(logits: Tensor) -> Tensor:
         >>> probabilities(torch.zeros(2, 4))[0]
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    _check(logits, "logits", "(…, classes)", lambda ndim: ndim >= 1)
+    _check(logits, "logits", "(..., classes)", lambda ndim: ndim >= 1)
     return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -92,7 +92,7 @@ def entropy(probs: Tensor) -> Tensor:
         >>> entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
         tensor([0.6931, 0.0000])
     """
-    _check(probs, "probabilities", "(…, classes)", lambda ndim: ndim >= 1)
+    _check(probs, "probabilities", "(..., classes)", lambda ndim: ndim >= 1)
     return torch.special.entr(probs).sum(-1)
 
 
@@ -139,7 +139,9 @@ def disagreement(probs: Tensor) -> Tensor:
     # Counting the votes of each class keeps the memory at (batch, classes), free of size².
     counts = torch.zeros_like(probs[0], dtype=torch.long)
     counts.scatter_add_(1, votes, torch.ones_like(votes))
-    return (size**2 - counts.square().sum(-1)) / max(size * (size - 1), 1)
+    differing = size**2 - counts.square().sum(-1)
+    # Integers would be divided in PyTorch's default type, which Lightning may set to a narrow one.
+    return differing.to(torch.float32) / max(size * (size - 1), 1)
 
 
 def summarise_classification(logits: Tensor) -> ClassificationSummary:
@@ -186,7 +188,7 @@ def summarise_regression(
         >>> summarise_regression(torch.tensor([[1.0], [3.0]]), noise_variance=0.5)[1:]
         (tensor([1.]), tensor([1.5000]))
     """
-    _check(predictions, "predictions", "(num_estimators, batch, …)", lambda ndim: ndim >= 2)
+    _check(predictions, "predictions", "(num_estimators, batch, ...)", lambda ndim: ndim >= 2)
     if not isinstance(noise_variance, Tensor):
         wanted = "a number from 0 up, finite, or a tensor"
         check_number("noise_variance", noise_variance, wanted, lambda v: 0 <= v < math.inf)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sized
-from typing import Any
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, Sampler
 from torch.utils.flop_counter import FlopCounterMode
-from torchmetrics import MeanMetric, MeanSquaredError, MetricCollection
+from torchmetrics import MeanMetric, MeanSquaredError, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from mcbn import metrics
@@ -27,13 +29,18 @@ from mcbn.checks import (
 from mcbn.predictive import mean_probs, probabilities, summarise_regression
 
 Batch = tuple[Tensor, Tensor]
+M = TypeVar("M", Metric, MetricCollection)
 OptimRecipe = Callable[[nn.Module], Any] | dict[str, Any]
 
 
 class _Routine(LightningModule):
-    """An ordinary training, and a test in which no example counts twice."""
+    """An ordinary training, and evaluations in which no example counts twice.
 
-    val_metrics: MetricCollection
+    Each loader has metrics of its own. Several loaders make Lightning append
+    ``/dataloader_idx_0``, ``/dataloader_idx_1``, … to the names.
+    """
+
+    _output: ClassVar[str]  # what the network should give, in words
 
     def __init__(
         self,
@@ -81,49 +88,102 @@ class _Routine(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Forgets what an epoch left that failed."""
         self.train_loss.reset()
+        self._widen(self.train_loss)
 
     def on_train_epoch_end(self) -> None:
         """Logs the mean loss of the epoch: once, as logging takes a while next to a small step."""
         self.log("train/loss", self.train_loss.compute(), prog_bar=True, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets what a validation left that failed."""
-        self.val_metrics.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the validation metrics."""
-        self._log(self.val_metrics)
+        """Begins with fresh metrics, and finds this process's own examples."""
+        self._begin(self.trainer.val_dataloaders)
 
     def on_test_epoch_start(self) -> None:
-        """Forgets what a test left that failed, and finds this process's own examples."""
-        for metric in self.children():
-            if isinstance(metric, MetricCollection):
-                metric.reset()
-        self._unseen: int | None = None
-        sampler: Any = getattr(self.trainer.test_dataloaders, "sampler", None)
-        if isinstance(sampler, DistributedSampler):
-            # It repeats examples at the end so that all processes get equally many; they must not
-            # count twice.
-            size = len(sampler.dataset)  # pyright: ignore[reportArgumentType]
-            self._unseen = len(range(sampler.rank, size, sampler.num_replicas))
+        """Begins with fresh metrics, and finds this process's own examples."""
+        self._begin(self.trainer.test_dataloaders)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """What the network says about a batch, with the estimators' axis if there is one."""
         return self.model(default_inputs(batch))
 
     def _predictions(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs)
+        given: Any = self.model(inputs)
+        if not isinstance(given, Tensor):
+            raise TypeError(
+                f"the network gives a {type(given).__name__}, wanted a tensor of {self._output}; "
+                "wrap the network in a module whose forward returns that tensor alone."
+            )
+        check_tensors(predictions=given)
+        if not given.is_floating_point():
+            raise TypeError(
+                f"the network gives {given.dtype}, wanted floating-point numbers; end its forward "
+                "in .float()."
+            )
+        return given
 
-    def _own(self, batch: Batch) -> Batch:
-        """The examples of a test batch that count in this process."""
-        inputs, target = (part[: self._unseen] for part in _pair(batch))
-        if self._unseen is not None:
-            self._unseen -= len(inputs)
-        return inputs, target
+    def _begin(self, loaders: Any) -> None:
+        self._running: dict[tuple[int, MetricCollection], MetricCollection] = {}
+        # Loaders may come nested in lists and dicts; their numbers are those of Lightning's order.
+        flat = CombinedLoader(loaders, "sequential").flattened
+        self._unseen = [_own_examples(loader) for loader in flat]
 
-    def _log(self, collection: MetricCollection) -> None:
-        # All processes have the same values by now; sync_dist only tells Lightning so.
-        self.log_dict(collection.compute(), sync_dist=True)
+    def _widen(self, metric: M) -> M:
+        """The metric with states of 32 bits or more.
+
+        Lightning's half precision makes the states as narrow as the network, and a sum of 16 bits
+        stops growing after some hundred examples.
+        """
+        return metric.to(torch.promote_types(torch.float32, self.dtype))  # pyright: ignore
+
+    def _counted(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor, slice]:
+        """Inputs, targets, and those examples that count in this process: all but repeated ones."""
+        inputs, target = _pair(batch)
+        if not isinstance(target, Tensor):
+            raise TypeError(
+                f"the targets of a batch are a {type(target).__name__}, wanted a tensor; give the "
+                "loader a collate_fn= that makes one, and several loaders in a list."
+            )
+        own = int(min(len(target), self._unseen[dataloader_idx]))
+        self._unseen[dataloader_idx] -= own
+        return inputs, target, slice(own)
+
+    def _add(
+        self, metrics: MetricCollection, dataloader_idx: int, predictions: Tensor, *others: Any
+    ) -> None:
+        """Adds a batch to a loader's own copy of the metrics, and has Lightning log them."""
+        key = dataloader_idx, metrics
+        new = key not in self._running
+        if new:
+            self._running[key] = self._widen(metrics.clone())
+        running = self._running[key]
+        if predictions.numel():
+            running.update(predictions, *others)
+        # To ask for the items lets the metrics that share a state see what it is now. Lightning
+        # computes those that were logged once, as the loader ends, over all processes.
+        for name, metric in running.items(keep_base=False, copy_state=False):
+            if new:
+                self.log(str(name), metric, metric_attribute=str(name))
+
+
+def _own_examples(loader: Any) -> float:
+    """How many examples of a loader are one process's own; infinity where none is repeated.
+
+    A distributed sampler repeats some at the end, so that all processes get equally many.
+    """
+    for name in ("sampler", "batch_sampler"):
+        for sampler in _samplers(getattr(loader, name, None)):
+            if isinstance(sampler, DistributedSampler):
+                size = len(sampler.dataset)  # pyright: ignore[reportArgumentType]
+                return len(range(sampler.rank, size, sampler.num_replicas))
+    return math.inf
+
+
+def _samplers(outer: Any) -> Iterator[Any]:
+    """A sampler and those it holds, as Lightning puts its own into a loader's batch sampler."""
+    yield outer
+    for inner in getattr(outer, "__dict__", {}).values():
+        if isinstance(inner, Sampler):
+            yield from _samplers(inner)
 
 
 def _pair(batch: Any) -> Batch:
@@ -155,8 +215,8 @@ class ClassificationRoutine(_Routine):
             ``configure_optimizers`` returns; or such a thing itself, good for one training.
 
     Raises:
-        TypeError: An argument is of the wrong type; or, later, a batch is no pair, or the loss no
-            number.
+        TypeError: An argument is of the wrong type; or, later, a batch is no pair, what the network
+            gives no tensor, or the loss no number.
         ValueError: ``num_classes`` is below 2; or, later, the network gives another number of
             logits, or a label is out of range.
 
@@ -170,6 +230,8 @@ class ClassificationRoutine(_Routine):
         >>> results["test/cplx/params"]
         44470.0
     """
+
+    _output = "logits (batch, classes) or (num_estimators, batch, classes)"
 
     def __init__(
         self,
@@ -205,35 +267,25 @@ class ClassificationRoutine(_Routine):
                 "test/cls/Disagreement": metrics.Disagreement(),
             }
         )
-        self._several = False
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to accuracy and negative log-likelihood."""
-        images, labels = _pair(batch)
-        self.val_metrics.update(mean_probs(self._predictions(images)), labels)
+        images, labels, own = self._counted(batch, dataloader_idx)
+        probs = mean_probs(self._predictions(images))
+        self._add(self.val_metrics, dataloader_idx, probs[own], labels[own])
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the test metrics, and to those of several estimators if there are."""
+        images, labels, own = self._counted(batch, dataloader_idx)
         if batch_idx == 0:
-            self._log_complexity(_pair(batch)[0][:1])
-        images, labels = self._own(batch)
-        if not len(images):
-            return
+            self._log_complexity(images[:1])
         logits = self._predictions(images)
-        self.test_metrics.update(mean_probs(logits), labels)
-        self._several = logits.ndim == 3 and len(logits) > 1
-        if self._several:
-            self.estimator_metrics.update(probabilities(logits))
-
-    def on_test_epoch_end(self) -> None:
-        """Logs them."""
-        self._log(self.test_metrics)
-        if self._several:
-            self._log(self.estimator_metrics)
+        self._add(self.test_metrics, dataloader_idx, mean_probs(logits)[own], labels[own])
+        if logits.ndim == 3 and len(logits) > 1:
+            self._add(self.estimator_metrics, dataloader_idx, probabilities(logits)[:, own])
 
     def _predictions(self, inputs: Tensor) -> Tensor:
-        logits = self.model(inputs)
-        check_tensors(logits=logits)
+        logits = super()._predictions(inputs)
         if logits.shape[-1:] != (self.num_classes,):
             raise ValueError(
                 f"the network gives {tuple(logits.shape)}, wanted num_classes={self.num_classes} "
@@ -242,8 +294,12 @@ class ClassificationRoutine(_Routine):
         return logits
 
     def _log_complexity(self, image: Tensor) -> None:
+        images = image.repeat_interleave(128, dim=0)
+        # A network may find out in its first prediction how to do the others, as a wrapper does
+        # whose state was loaded; what counts is what they cost.
+        self.model(images.clone())
         with FlopCounterMode(display=False) as counter:
-            self.model(image.expand(128, *image.shape[1:]))
+            self.model(images)
         params = sum(parameter.numel() for parameter in self.model.parameters())
         self.log("test/cplx/flops", float(counter.get_total_flops()), sync_dist=True)
         self.log("test/cplx/params", float(params), sync_dist=True)
@@ -276,8 +332,8 @@ class RegressionRoutine(_Routine):
             standard deviation by which they were divided, for standardized ones.
 
     Raises:
-        TypeError: An argument is of the wrong type; or, later, a batch is no pair, or the loss no
-            number.
+        TypeError: An argument is of the wrong type; or, later, a batch is no pair, what the network
+            gives no tensor, or the loss no number.
         ValueError: A precision or scale is not a finite number above 0; or, in a test, the shape of
             the predictions does not fit that of the targets.
 
@@ -292,6 +348,8 @@ class RegressionRoutine(_Routine):
         >>> results["test/reg/RMSE"], results["test/reg/Coverage"]
         (1.0, 1.0)
     """
+
+    _output = "predictions of the targets' shape, with or without an estimator axis in front"
 
     def __init__(
         self,
@@ -325,35 +383,36 @@ class RegressionRoutine(_Routine):
         super().on_test_epoch_start()
         self._check_numbers()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the root mean squared error."""
-        predictions, target = self._in_own_unit(*_pair(batch))
-        self.val_metrics.update(predictions.mean(0), target)
+        inputs, target, own = self._counted(batch, dataloader_idx)
+        predictions, target = self._in_own_unit(inputs, target)
+        self._add(self.val_metrics, dataloader_idx, predictions.mean(0)[own], target[own])
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the test metrics."""
-        inputs, target = self._own(batch)
-        if not len(inputs):
-            return
+        inputs, target, own = self._counted(batch, dataloader_idx)
         predictions, target = self._in_own_unit(inputs, target)
         mean, _, variance = summarise_regression(predictions, 1 / self.noise_precision)
-        self.error_metrics.update(mean, target)
-        self.gaussian_metrics.update(mean, variance.sqrt(), target)
-        self.estimator_metrics.update(predictions, self.noise_precision, target)
-
-    def on_test_epoch_end(self) -> None:
-        """Logs them."""
-        for collection in (self.error_metrics, self.gaussian_metrics, self.estimator_metrics):
-            self._log(collection)
+        std, target = variance.sqrt()[own], target[own]
+        self._add(self.error_metrics, dataloader_idx, mean[own], target)
+        self._add(self.gaussian_metrics, dataloader_idx, mean[own], std, target)
+        predictions, tau = predictions[:, own], self.noise_precision
+        self._add(self.estimator_metrics, dataloader_idx, predictions, tau, target)
 
     def _in_own_unit(self, inputs: Tensor, target: Tensor) -> Batch:
         """Predictions ``(num_estimators, *target.shape)``, and the target."""
-        predictions = self.model(inputs)
+        predictions = self._predictions(inputs)
         estimators = predictions[None] if predictions.ndim == target.ndim else predictions
         if estimators.shape[1:] != target.shape:
             raise ValueError(
                 f"Given predictions of shape {tuple(predictions.shape)} for targets of shape "
                 f"{tuple(target.shape)}, wanted the targets' shape, with or without an estimator "
-                "axis in front; make the targets (batch, 1) if the network ends in nn.Linear(…, 1)."
+                "axis in front; make the targets (batch, 1) if the network ends in nn.Linear(n, 1)."
             )
-        return estimators * self.target_scale, target * self.target_scale
+        # Half precision is for the network; sums over a test set need more.
+        estimators, target = (
+            part.to(torch.promote_types(part.dtype, torch.float32)) * self.target_scale
+            for part in (estimators, target)
+        )
+        return estimators, target

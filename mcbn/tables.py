@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from numbers import Real
-from pathlib import Path
 from reprlib import repr as short
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from mcbn.checks import check_count, check_type
+from mcbn.data import expanded
 
 Part = Literal["train", "val", "test"]
 
@@ -30,9 +30,9 @@ class TableDataModule(LightningDataModule):
 
     Args:
         path: A text file with a row of numbers a line, separated by white space, commas or
-            semicolons. Its first line may name the columns. Empty lines are passed over. Without a
-            path it is the diabetes table of scikit-learn: 442 patients, 10 features, and the
-            progress of the disease after a year.
+            semicolons. Its first line may name the columns. Empty lines are passed over. ``~`` is
+            the home folder. Without a path it is the diabetes table of scikit-learn: 442 patients,
+            10 features, and the progress of the disease after a year.
         target: The target's column, from 0; negative numbers count from the end.
         batch_size: Rows in a batch of the training.
         val_split: Share of the rows for validation.
@@ -179,17 +179,18 @@ def read_table(path: str | os.PathLike[str]) -> tuple[list[str], Tensor]:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, "t.csv").write_text("length,weight\n1,2\n\n3,4.5\n")
         ...     names, table = read_table(Path(folder, "t.csv"))
         >>> names, table.tolist()
         (['length', 'weight'], [[1.0, 2.0], [3.0, 4.5]])
     """
-    name = Path(path).name
+    name = expanded(path).name
     header: list[str] = []
     rows: list[list[float]] = []
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = expanded(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{name} is no text in UTF-8 ({error.reason} at byte {error.start}); unpack or convert "
@@ -238,7 +239,7 @@ def _diabetes() -> tuple[list[str], Tensor]:
     except ImportError as error:
         raise ImportError(
             "The diabetes table comes with scikit-learn, which is not installed; "
-            "pip install scikit-learn, or give a table of your own: TableDataModule(path=…)."
+            "pip install scikit-learn, or give a table of your own: TableDataModule(path=...)."
         ) from error
     data: Any = load_diabetes(scaled=False)
     table = torch.from_numpy(data["data"]), torch.from_numpy(data["target"])[:, None]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import logging
+import re
 import warnings
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from html import escape
-from io import StringIO
+from io import BytesIO, TextIOWrapper
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from torch import Tensor, distributed, nn
 
 from mcbn.checks import check_type
+from mcbn.terminal import showable, stdout_encoding
 
 Results = Sequence[Mapping[str, float]]
 
@@ -82,6 +84,8 @@ class Table(NamedTuple):
 class Tables:
     """Tables that show themselves where they are: as text in a terminal, as HTML on a page.
 
+    Signs that a terminal's encoding does not have are replaced, as ± with +/- in ASCII.
+
     Raises:
         TypeError: A table is no :class:`Table`, or a cell no text.
         ValueError: A row has not as many cells as the header.
@@ -111,16 +115,26 @@ class Tables:
         self.tables = tables
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        def shown(text: str) -> str:
+            return showable(text, options.encoding)
+
         for caption, header, rows in self.tables:
-            drawn = rich_table.Table(title=caption, title_style="bold")
+            drawn = rich_table.Table(title=shown(caption), title_style="bold")
             for i, name in enumerate(header):
-                drawn.add_column(name, justify="right" if i else "left", no_wrap=True)
+                drawn.add_column(
+                    shown(name),
+                    justify="right" if i else "left",
+                    # Where there is no sign for an ellipsis, a long cell goes on in the next line.
+                    no_wrap=not options.ascii_only,
+                    overflow="fold" if options.ascii_only else "ellipsis",
+                )
             for row in rows:
-                drawn.add_row(*row)
+                drawn.add_row(*map(shown, row))
             yield drawn
 
     def __str__(self) -> str:
-        console = Console(file=StringIO(), width=100, color_system=None)
+        file = TextIOWrapper(BytesIO(), stdout_encoding())
+        console = Console(file=file, width=100, color_system=None)
         with console.capture() as capture:
             console.print(self)
         return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
@@ -148,6 +162,7 @@ class ResultTables(Tables):
 
     Args:
         results: What ``Trainer.test`` returned; or several such, by name, to be put side by side.
+            A test with several loaders has a column for each.
 
     Raises:
         TypeError: They are something else.
@@ -161,7 +176,12 @@ class ResultTables(Tables):
 
     def __init__(self, results: Results | Mapping[str, Results]) -> None:
         named = results if isinstance(results, Mapping) else {"Value": results}
-        columns = [_values(result) for result in named.values()]
+        by_title = {
+            title: values
+            for name, result in named.items()
+            for title, values in _by_loader(name, _values(result)).items()
+        }
+        columns = list(by_title.values())
         groups: dict[str, list[tuple[str, str]]] = {group: [] for group in _CAPTIONS}
         for key in dict.fromkeys(key for column in columns for key in column):
             *_, group, metric = f"Other/{key}".split("/")
@@ -170,7 +190,7 @@ class ResultTables(Tables):
             [
                 Table(
                     _CAPTIONS.get(group, group),
-                    ["Metric", *named],
+                    ["Metric", *by_title],
                     [
                         [metric, *(_cell(metric, column.get(key)) for column in columns)]
                         for metric, key in sorted(rows, key=lambda row: _rank(row[0]))
@@ -192,6 +212,21 @@ def _values(results: Any) -> dict[str, float]:
     for key, value in values.items():
         check_type(f"the value of {key!r}", value, (Real, Tensor), "a number")
     return values
+
+
+def _by_loader(name: str, values: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The columns of a test by their titles, one a loader."""
+    # Lightning says in the names which loader it was, if there are several.
+    found = {key: re.fullmatch(r"(.*)/dataloader_idx_(\d+)", key) for key in values}
+    loaders = sorted({int(match[2]) for match in found.values() if match})
+    return {
+        f"{name}, loader {loader}": {
+            match[1] if match else key: values[key]
+            for key, match in found.items()
+            if match is None or int(match[2]) == loader
+        }
+        for loader in loaders
+    } or {name: dict(values)}
 
 
 def _rank(metric: str) -> int:
@@ -252,6 +287,8 @@ def _quiet() -> Iterator[None]:
         # A training without validation is one.
         warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+        # Where there are more processes than examples, one has none; the others' count in it, too.
+        warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
         # Who says accelerator="cpu" knows.
         warnings.filterwarnings("ignore", message="GPU available but not used")
         # Lightning's own use of torch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import gzip
 import math
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+import mcbn
 from mcbn import (
     ClassificationRoutine,
     MCBatchNorm,
@@ -1252,6 +1254,29 @@ def tuned(**attributes: Any) -> Callable[[World], RegressionRoutine]:
     return routine
 
 
+class Gives(nn.Sequential):
+    """A network that gives what a function makes of its two last layers' outputs."""
+
+    def __init__(self, make: Callable[[list[Tensor]], Any], width: int) -> None:
+        super().__init__(nn.BatchNorm1d(6), nn.Linear(6, width))
+        self.make = make
+
+    def forward(self, input: Tensor) -> Any:
+        return self.make([super().forward(input)] * 2)
+
+
+def gives(make: Callable[[Any], Any], wrapped: bool = False, classes: int = 0) -> Any:
+    """A routine of such a network."""
+    model: nn.Module = Gives(make, classes or 1)
+    if wrapped:
+        model = MCBatchNorm(model, 4).fit(batches())
+    if classes:
+        return classifier(classes, model)
+    return RegressionRoutine(model, nn.MSELoss(), optim_lenet)
+
+
+PREDICTIONS = "wanted a tensor of predictions of the targets' shape, with or without an estimator"
+LOGITS = "wanted a tensor of logits (batch, classes) or (num_estimators, batch, classes); wrap"
 PAIR = "wanted a pair of inputs and targets; give the loader a collate_fn="
 TARGETS = torch.ones(8, 1)
 
@@ -1382,6 +1407,67 @@ rows(
         run_test(lambda w: classifier(model=MCBatchNorm(network(), 4))),
         RuntimeError,
         ["holds no statistics yet", "call fit(train_dataloader) first"],
+    ),
+    trains_a_regression_of_a_tuple=(
+        lambda w: trainer().fit(gives(tuple), pairs(y=TARGETS)),
+        TypeError,
+        ["the network gives a tuple", PREDICTIONS],
+    ),
+    tests_a_regression_of_a_dict=(
+        run_test(lambda w: gives(lambda x: {"mean": x[0]}), lambda: pairs(y=TARGETS)),
+        TypeError,
+        ["the network gives a dict", PREDICTIONS],
+    ),
+    validates_a_regression_of_nothing=(
+        lambda w: trainer().validate(gives(lambda x: None), pairs(y=TARGETS), verbose=False),
+        TypeError,
+        ["the network gives a NoneType", PREDICTIONS],
+    ),
+    tests_a_regression_of_a_distribution=(
+        run_test(
+            lambda w: gives(lambda x: torch.distributions.Normal(x[0], 1)),
+            lambda: pairs(y=TARGETS),
+        ),
+        TypeError,
+        ["the network gives a Normal", PREDICTIONS],
+    ),
+    tests_a_regression_of_integers=(
+        run_test(lambda w: gives(lambda x: x[0].long()), lambda: pairs(y=TARGETS)),
+        TypeError,
+        ["the network gives torch.int64", "wanted floating-point numbers", ".float()"],
+    ),
+    tests_a_regression_of_arrays=(
+        run_test(lambda w: gives(lambda x: x[0].numpy()), lambda: pairs(y=TARGETS)),
+        TypeError,
+        ["the network gives a ndarray", PREDICTIONS],
+    ),
+    tests_a_wrapper_of_pairs=(
+        run_test(lambda w: gives(tuple, wrapped=True), lambda: pairs(y=TARGETS)),
+        TypeError,
+        ["the network gives a tuple", PREDICTIONS],
+    ),
+    trains_a_classifier_of_a_dict=(
+        lambda w: trainer().fit(gives(lambda x: {"logits": x[0]}, classes=3), pairs()),
+        TypeError,
+        ["the network gives a dict", LOGITS],
+    ),
+    validates_a_classifier_of_a_list=(
+        lambda w: trainer().validate(gives(list, classes=3), pairs(), verbose=False),
+        TypeError,
+        ["the network gives a list", LOGITS],
+    ),
+    tests_a_classifier_of_nothing=(
+        run_test(lambda w: gives(lambda x: None, classes=3)),
+        TypeError,
+        ["the network gives a NoneType", LOGITS],
+    ),
+    tests_targets_of_dicts=(
+        run_test(
+            lambda w: w.regression,
+            lambda: DataLoader([(torch.ones(6), {"y": 1.0})] * 8, batch_size=4),  # pyright: ignore
+        ),
+        TypeError,
+        ["the targets of a batch are a dict", "wanted a tensor", "collate_fn="],
     ),
     trains_without_labels=(
         lambda w: trainer().fit(w.routine, DataLoader(TensorDataset(torch.randn(8, 6)))),
@@ -1774,6 +1860,32 @@ def test_the_table_is_long_and_asks_for_no_error_from_inside() -> None:
     assert len(ROWS) >= 80
     inside = (AttributeError, AssertionError, StopIteration)
     assert not [name for name, (_, error, _) in ROWS.items() if issubclass(error, inside)]
+
+
+# Figures and result tables, whose signs are replaced where they cannot be shown; and a module that
+# another task has in hand.
+SHOWN = {"plotting.py", "table.py", "terminal.py", "mc_batch_norm.py"}
+
+
+def test_what_may_be_printed_is_ascii() -> None:
+    """A user who prints an error must not get one of the terminal's encoding instead."""
+    files = [path for path in Path(mcbn.__file__).parent.rglob("*.py") if path.name not in SHOWN]
+    assert len(files) > 15
+    for path in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        docs = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+        }
+        texts = [
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            if id(node) not in docs
+        ]
+        assert [text for text in texts if not text.isascii()] == [], path.name
 
 
 # --- What a table cannot hold --------------------------------------------------------------------

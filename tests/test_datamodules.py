@@ -538,6 +538,18 @@ def test_root_is_the_environment_s_or_data(monkeypatch, tmp_path):
     assert MNISTDataModule().root == Path("data")
 
 
+def test_a_tilde_is_the_home_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "digits", tiny)
+    for root in ("~/digits", Path("~/digits")):
+        datamodule = MNISTDataModule(root, source="full")
+        assert datamodule.root == tmp_path / "digits"
+        assert len(datamodule.dataset("test")) == 20
+    monkeypatch.setenv("MCBN_DATA", "~/digits")
+    assert len(MNISTDataModule(source="full").dataset("train")) == 60
+    assert MNISTDataModule("here/~/x").root == Path("here/~/x")
+
+
 @pytest.mark.parametrize("source", ["auto", "full"])
 def test_files_that_are_there_are_used_without_a_word(tiny, tmp_path, capsys, source):
     write(tmp_path, tiny)

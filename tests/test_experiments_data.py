@@ -69,6 +69,17 @@ def test_a_table_is_read_and_its_target_set_apart(known, tmp_path, monkeypatch):
     assert torch.equal(target, TARGET)
 
 
+def test_a_tilde_is_the_home_folder(known, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    put(tmp_path / "data", ROWS)
+    (tmp_path / "mine.txt").write_text(ROWS)
+    assert torch.equal(load("known", "~/data")[1], FEATURES)
+    assert torch.equal(load("~/mine.txt")[1], FEATURES)
+    monkeypatch.setenv("MCBN_DATA", "~/data")
+    assert torch.equal(load("known")[1], FEATURES)
+
+
 def test_a_column_may_be_left_out_and_the_separator_does_not_matter(known, tmp_path, monkeypatch):
     monkeypatch.setitem(DATA_SETS, "known", replace(known, target=1, left_out=(2,)))
     put(tmp_path, "a;b;c;d\n1;9;0;2\n3;8;0;4.0\n5;7;0;7\n")

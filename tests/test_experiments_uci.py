@@ -212,6 +212,20 @@ def unit(**changes):
     return Validation(**given, settings=Settings(), decays=(0.1,))
 
 
+def test_a_tilde_is_the_home_folder(tables, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    few = ["--splits=1", "--seeds=1", "--decays", "1e-2", "--batch-sizes", "8", "--rates", "0.1"]
+    (tmp_path / "own.txt").write_text(Path(tables[0]).read_text())
+    main(["~/own.txt", *TINY, *few, "--processes", "1", "--out", "~/results/r.json"])
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json*"))
+    assert files == ["results/r.json", "results/r.jsonl"]
+    assert list(read_results("~/results/r.json")) == ["own"]
+    assert len(Journal("~/results/r.jsonl")._records) == len(
+        (tmp_path / "results/r.jsonl").read_text().splitlines()
+    )
+
+
 def test_a_journal_finds_what_was_written_and_nothing_else(tmp_path):
     path = tmp_path / "deep" / "journal.jsonl"
     Journal(path).add(unit(), {"rmse": [0.1 + 0.2]})

@@ -46,6 +46,17 @@ def sample(num_estimators, num_targets, seed=0):
     return target[:, None] + 0.5 * spread + 0.3, target
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16-true", "bfloat16"), ("16-true", "float16")]
+)
+def test_half_precision_measures_what_single_precision_does(precision, dtype):
+    # So that nothing is lost when it is halved.
+    f, y = (part.to(getattr(torch, dtype)).float() for part in sample(5, 1))
+    options = {"noise_precision": 0.04, "target_scale": 12.3}
+    half = results_of(f, y, trainer_options={"precision": precision}, **options)
+    assert half == pytest.approx(results_of(f, y, **options), rel=1e-5)
+
+
 def expected(predictions, target, tau, scale):
     """The four scores, in NumPy and float64, from the formulas of the paper."""
     f = scale * predictions.double().numpy()

@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,6 +154,21 @@ def test_what_the_table_cannot_give_is_refused(write, options, message):
 def test_arguments_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=r"wanted|must be"):
         TableDataModule(**options)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "t.csv").write_text("1,2\n3,4\n")
+    for path in ("~/t.csv", Path("~/t.csv")):
+        assert read_table(path)[1].tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    (tmp_path / "t.csv").write_text("1,2\n3,4\n" * 5)
+    assert TableDataModule("~/t.csv").dataset("train").tensors[0].shape == (6, 1)
+
+
+def test_a_file_whose_name_begins_with_a_tilde_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("~nobody's.csv").write_text("1,2\n3,4\n")
+    assert read_table("~nobody's.csv")[1].tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch):

@@ -1,5 +1,8 @@
 import logging
+import os
 import re
+import subprocess
+import sys
 import warnings
 
 import lightning.pytorch as pl
@@ -96,6 +99,103 @@ def test_metrics_of_others_get_tables_too():
         ("Other", [["loss", "0.2500"]]),
         ("ood", [["AUROC", "0.5000"]]),
     ]
+
+
+def test_each_loader_has_a_column():
+    loaders = [
+        {"test/cls/Acc/dataloader_idx_0": 0.5, "test/cplx/flops/dataloader_idx_0": 1e3},
+        {"test/cls/Acc/dataloader_idx_1": 0.25, "loss": 2.0},
+    ]
+    acc, flops, loss = ResultTables(loaders).tables
+    assert acc.header == ["Metric", "Value, loader 0", "Value, loader 1"]
+    assert acc.rows == [["Acc", "50.00 %", "25.00 %"]]
+    assert flops.rows == [["flops", "1.00 K", "-"]]
+    assert loss.rows == [["loss", "2.0000", "2.0000"]]
+    both = ResultTables({"plain": [{"test/cls/Acc": 1.0}], "MCBN": loaders}).tables[0]
+    assert both.header == ["Metric", "plain", "MCBN, loader 0", "MCBN, loader 1"]
+    assert both.rows == [["Acc", "100.00 %", "50.00 %", "25.00 %"]]
+
+
+def test_a_test_of_two_loaders_prints_a_column_for_each(console, routine, loader):
+    Trainer().test(routine, [loader, loader])
+    [tables] = console
+    header, [_, first, second] = tables.tables[0].header, tables.tables[0].rows[0]
+    assert header == ["Metric", "Value, loader 0", "Value, loader 1"]
+    assert first == second
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, routine, loader):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trainer = Trainer(max_steps=1, enable_model_summary=False, default_root_dir="~/runs")
+    trainer.fit(routine, loader)
+    trainer.save_checkpoint("~/runs/c.ckpt")
+    assert (tmp_path / "runs" / "c.ckpt").exists()
+    expected = trainer.test(routine, loader, verbose=False)
+    nn.init.zeros_(routine.model[2].weight)
+    assert trainer.test(routine, loader, ckpt_path="~/runs/c.ckpt", verbose=False) == expected
+
+
+# What a narrow terminal without any sign but those of ASCII gets, and one that has a few more.
+PRINTS = """
+import lightning.pytorch as pl
+import rich
+import torch
+from mcbn import ClassificationRoutine, Trainer, optim_lenet
+from mcbn.datamodules import _say
+from mcbn.experiments.table import score_table, selection_table
+from mcbn.experiments.uci import main, read_results
+from mcbn.trainer import ResultTables, Table, Tables
+
+tables = Tables([Table("Größe ±", ("λ → τ", "“x”"), [("far – out, |x| ≈ 4", "1.25±0.5 ° 中 ∞")])])
+print(tables)
+rich.print(tables)
+results = read_results()
+rich.print(score_table(results), selection_table(results))
+print(score_table(results))
+
+class Größe(torch.nn.Linear):
+    pass
+
+x = torch.utils.data.TensorDataset(torch.randn(8, 2), torch.arange(8) % 2)
+loader = torch.utils.data.DataLoader(x, batch_size=4)
+routine = ClassificationRoutine(2, Größe(2, 2), torch.nn.CrossEntropyLoss(), optim_lenet)
+trainer = Trainer(max_steps=1, accelerator="cpu")
+trainer.fit(routine, loader)
+trainer.test(routine, [loader, loader])
+trainer.validate(routine, loader)
+_say("Using the sample, as /home/Zoë/\\udcc3… is missing.")
+try:
+    main(["--help"])
+except SystemExit as end:
+    assert not end.code
+print("the end")
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "cells"),
+    [
+        ("ascii", ("Grosse +/-", "lambda -> tau", "far - out, |x| ~ 4", "1.25+/-0.5  deg ? ?")),
+        ("latin-1", ("Größe ±", "lambda -> tau", "far - out, |x| ~ 4", "1.25±0.5 ° ? ?")),
+        ("utf-8", ("Größe ±", "λ → τ", "far – out, |x| ≈ 4", "1.25±0.5 ° 中 ∞")),
+    ],
+)
+def test_a_terminal_gets_signs_that_it_has(tmp_path, encoding, cells):
+    (tmp_path / "script.py").write_text(PRINTS, encoding="utf-8")
+    environment = os.environ | {
+        "PYTHONIOENCODING": encoding,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "COLUMNS": "60",
+    }
+    run = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, env=environment
+    )
+    said = run.stdout.decode(encoding)
+    assert run.returncode == 0, run.stderr
+    assert said.rstrip().endswith("the end")
+    for cell in cells:
+        assert cell in said
 
 
 def test_text_and_html_hold_the_same_cells():

@@ -221,7 +221,7 @@ for seed in range(5):
 header = ("Split", "CRPS, constant", "MCBN", "optimum", "Score")
 rich.print(Tables([Table("Five splits of the diabetes table", header, rows)]))
 points = torch.tensor(points)
-print(f"score: {points.mean():.1f} ± {points.std() / 5**0.5:.1f} (standard error)")
+print(f"score: {points.mean():.1f} +/- {points.std() / 5**0.5:.1f} (standard error)")
 
 assert abs(points.mean()) < 10
 

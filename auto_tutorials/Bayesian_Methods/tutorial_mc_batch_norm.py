@@ -178,7 +178,7 @@ means, errors = change.mean(1), change.std(1) / len(labels) ** 0.5
 
 for name, mean, error in zip(["Acc", "Brier", "NLL", "Entropy"], means, errors, strict=True):
     verdict = "more than noise" if abs(mean) > 2 * error else "within noise"
-    print(f"{name:8}{mean:+.4f} ± {error:.4f}  {verdict}")
+    print(f"{name:8}{mean:+.4f} +/- {error:.4f}  {verdict}")
 
 # %%
 # What is certain is that MCBN has become less sure of itself: the entropy has risen. The accuracy

@@ -173,7 +173,7 @@ plot_bins(yacht, "resistance").set_label(
 # costs much.
 
 taus = yacht["mcbn"]["selected"]["tau"]
-print("τ of MCBN on the five splits:", *(f"{tau:.0f}" for tau in taus))
+print("tau of MCBN on the five splits:", *(f"{tau:.0f}" for tau in taus))
 assert yacht["mcbn"]["std"][-1] > 1.3 * yacht["mcbn"]["error"][-1]
 assert normalized(yacht["mcbn"]["runs"], "crps").mean() < 0
 assert normalized(yacht["mcbn"]["runs"], "pll").mean() > 0
@@ -211,7 +211,7 @@ if len(tests) == 1:
     del again["stored"]
 for name, found in again.items():
     scores = (normalized(found, score) for score in ("crps", "pll"))
-    told = (f"{values.mean():.1f} ± {standard_error(values):.1f}" for values in scores)
+    told = (f"{values.mean():.1f} +/- {standard_error(values):.1f}" for values in scores)
     print(f"{name}: RMSE {torch.tensor(found['rmse']).mean():.2f}, CRPS and PLL", *told)
 
 # %%

@@ -249,7 +249,7 @@ for digit in range(10):
     gap = confidence[readings == digit] - right[readings == digit].float()
     error = gap.std() / len(gap) ** 0.5
     deviations.append(gap.mean() / error)
-    print(f"{digit}: {gap.mean():+.3f} ± {error:.3f}")
+    print(f"{digit}: {gap.mean():+.3f} +/- {error:.3f}")
 
 assert deviations[1] < -2
 

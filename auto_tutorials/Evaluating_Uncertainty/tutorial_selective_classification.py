@@ -173,7 +173,7 @@ for _ in range(200):
     of_plain, _ = areas(plain.confidence[chosen], plain_right[chosen])
     differences.append(of_mcbn - of_plain)
 differences = 100 * torch.tensor(differences)
-print(f"MCBN minus plain: {differences.mean():+.2f} ± {differences.std():.2f} points of AURC")
+print(f"MCBN minus plain: {differences.mean():+.2f} +/- {differences.std():.2f} points of AURC")
 
 assert differences.mean().abs() < 100 * 0.25 * measured["plain, probability"][0]
 

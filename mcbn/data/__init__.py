@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.client
+import os
 import threading
 import uuid
 import zlib
@@ -78,6 +79,23 @@ _MIRRORS = {
 }
 _PATIENCE = 15.0  # seconds
 _SLOWEST = 1 << 18  # bytes in that time
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path as its user means it: ``~`` is the home folder.
+
+    Unlike ``Path.expanduser`` it leaves alone what begins with ``~`` and names no user's home.
+
+    Example:
+        >>> expanded("~nobody's/t.csv").name, "~" in str(expanded("~/t.csv"))
+        ('t.csv', False)
+    """
+    return Path(os.path.expanduser(path))
+
+
+def root_folder(root: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of the data sets: root, or what ``MCBN_DATA`` says, or else ``data``."""
+    return expanded((os.environ.get("MCBN_DATA") or "data") if root is None else root)
 
 
 def missing(root: Path, names: Sequence[str]) -> list[str]:

@@ -17,6 +17,8 @@ from urllib.request import Request, urlopen
 import torch
 from torch import Tensor
 
+from mcbn.data import expanded, root_folder
+
 _UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/"
 # Gal and Ghahramani's, whose tables the paper took. Of some, UCI itself has spreadsheets only, and
 # Kin8nm was never there.
@@ -137,9 +139,9 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> tuple[DataSet
     data_set = DATA_SETS.get(name) or DataSet(name)
     if name == "diabetes":
         return data_set, *_parted(_diabetes()[1], data_set)
-    path = Path(name)
+    path = expanded(name)
     if name in DATA_SETS:
-        path = Path(root or os.environ.get("MCBN_DATA", "data"), "uci", f"{name}.txt")
+        path = root_folder(root) / "uci" / f"{name}.txt"
         if not path.exists():
             _fetch_to(path, data_set, read_table)
     elif not path.exists():

@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mcbn.data import expanded
+
 
 class Journal:
     """What has been computed, a line a unit of work, appended as it comes.
@@ -39,7 +41,7 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = expanded(path)
         self._records: dict[str, dict[str, Any]] = {}
         if not self.path.exists():
             return

@@ -52,6 +52,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mcbn.checks import check_count
+from mcbn.data import expanded
 from mcbn.experiments.data import DATA_SETS, DataSet, checksum, load
 from mcbn.experiments.protocol import METHODS, Evaluation, Settings, Validation, selected
 from mcbn.experiments.store import Journal, write_whole
@@ -111,7 +112,7 @@ class Configuration:
 def run(
     sources: Sequence[str],
     configuration: Configuration,
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     root: str | None = None,
     processes: int = 1,
@@ -131,6 +132,7 @@ def run(
     Returns:
         The results, by the name of the data set.
     """
+    out = expanded(out)
     journal, advance = Journal(out.with_suffix(".jsonl")), advance or (lambda *_: None)
     with _workers(processes) as compute:
         for source in sources:
@@ -151,7 +153,7 @@ def run(
     return {name: results[name] for name in results if name in {Path(s).stem for s in sources}}
 
 
-def read_results(path: Path = RESULTS) -> dict[str, Any]:
+def read_results(path: str | os.PathLike[str] = RESULTS) -> dict[str, Any]:
     """The data sets of a result file, by name; by default of that which comes with the package.
 
     Each holds the number of its rows, its configuration, the versions, and by method:
@@ -164,7 +166,7 @@ def read_results(path: Path = RESULTS) -> dict[str, Any]:
         >>> "yacht" in read_results()
         True
     """
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(expanded(path).read_text(encoding="utf-8"))
 
 
 def stored_tests(
@@ -266,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--root", help="folder with uci/NAME.txt; the variable MCBN_DATA, or else data")
     add("--out", type=Path, default=Path("uci.json"), help="the result file")
     add("--processes", type=int, default=os.cpu_count(), help="units computed at a time")
-    add("--decays", type=float, nargs="+", default=default.decays, help="λ")
+    add("--decays", type=float, nargs="+", default=default.decays, help="lambda")
     add("--batch-sizes", type=int, nargs="+", default=default.batch_sizes, help="M of MCBN")
     add("--rates", type=float, nargs="+", default=default.rates, help="of MC dropout")
     add("--splits", type=int, default=default.num_splits, help="random splits")
