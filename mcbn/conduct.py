@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import random
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,11 +85,11 @@ class Survivors:
 class Snapshot:
     """What modules hold, to be put back after a run that was not a plain pass."""
 
-    def __init__(self, model: nn.Module) -> None:
-        held = [holder for m in model.modules() for holder in (vars(m), m._buffers)]
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        held = [holder for m in modules for holder in (vars(m), m._buffers)]
         self.held = [(holder, dict(holder)) for holder in held]
-        tensors = (*model.parameters(), *model.buffers())
-        self.versions = [(tensor, version(tensor)) for tensor in tensors]
+        tensors = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values())]
+        self.versions = [(tensor, version(tensor)) for tensor in tensors if tensor is not None]
 
     def conditions(self) -> list[Any]:
         """What is another list when a flag, a mode or a hook of a module is another."""

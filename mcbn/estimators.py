@@ -9,7 +9,7 @@ memory; what the network computes before they differ, the first of these chunks 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -160,8 +160,9 @@ class Estimators(Substitution):
         """Ask the prefix."""
         return compute() if self.prefix is None else self.prefix.once(key, compute)
 
-    def differ(self) -> None:
+    def differ(self, x: Tensor) -> None:
         """Close the prefix."""
+        super().differ(x)
         if self.prefix is not None:
             self.prefix.close()
 
@@ -265,9 +266,10 @@ def predict(
             shape or structure for each estimator.
     """
     inputs = Inputs(args, kwargs)
-    reason = plan.loop_reason if plan.loops else _why_loop(model) or plan.unknown
+    modules = list(model.modules())
+    reason = plan.loop_reason if plan.loops else _why_loop(modules) or plan.unknown
     if reason is None:
-        before = Snapshot(model)
+        before = Snapshot(modules)
         # What is called in another way than the last time may do other things.
         conditions = before.conditions(), inputs.conditions()
         conduct = None if conditions == plan.conditions else Conduct(model)
@@ -346,7 +348,7 @@ def _in_chunks(
     return _joined(outputs)
 
 
-def _why_loop(model: nn.Module) -> str | None:
+def _why_loop(modules: Sequence[nn.Module]) -> str | None:
     """Why this prediction takes the plain loop, if that can be said beforehand."""
     if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
         return "autocast chooses other precisions under vmap"
@@ -354,7 +356,7 @@ def _why_loop(model: nn.Module) -> str | None:
     everywhere = nn.modules.module
     hooks = [*everywhere._global_forward_hooks.values()]
     hooks += everywhere._global_forward_pre_hooks.values()
-    for module in model.modules():
+    for module in modules:
         hooks += module._forward_hooks.values()
         hooks += module._forward_pre_hooks.values()
         hooks += module._backward_hooks.values()

@@ -85,13 +85,14 @@ _ACTIVATIONS = {
 }
 _IN_PLACE = {F.relu_, torch.relu_, Tensor.relu_}
 _POOLS_2D = {F.max_pool2d, torch.max_pool2d}
+_ADAPTIVE_POOLS = {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d}
 _POOLS = {*_POOLS_2D, F.max_pool1d, torch.max_pool1d, F.max_pool3d, torch.max_pool3d}
 
 
 class _Pass(Protocol):
     def once(self, key: Any, compute: Callable[[], Any]) -> Any: ...
 
-    def differ(self) -> None: ...
+    def differ(self, x: Tensor) -> None: ...
 
 
 class Deferred(Tensor):
@@ -131,7 +132,7 @@ class Deferred(Tensor):
         if self.value is None:
             if version(self.raw) != self.version:
                 raise Overwritten("the network writes into the input of a batch norm layer")
-            self.run.differ()
+            self.run.differ(self.raw)
             value = self.affine(self.raw)
             for activation in self.activations:
                 value = activation(value, inplace=True)
@@ -159,6 +160,12 @@ class Deferred(Tensor):
         pooled = self.run.once(("pool", func), lambda: _max_pool(func, raw, args, kwargs))
         return Deferred(pooled, affine, self.run, self.activations)
 
+    def has_size(self, output_size: int | Sequence[int | None]) -> bool:
+        """Whether an adaptive pooling to this size would change nothing."""
+        size = self.raw.shape[2:]
+        wanted = [output_size] * len(size) if isinstance(output_size, int) else output_size
+        return all(w is None or w == s for w, s in zip(wanted, size, strict=True))
+
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -170,6 +177,8 @@ class Deferred(Tensor):
             if func in _ACTIVATIONS:
                 inplace = func in _IN_PLACE or kwargs.get("inplace", len(args) > 1 and args[1])
                 return first.activate(_ACTIVATIONS[func], inplace)
+            if func in _ADAPTIVE_POOLS and first.has_size(*args[1:], **kwargs):
+                return first
             if func in _POOLS and not kwargs.get("return_indices", len(args) > 6 and args[6]):
                 return first.pool(func, args[1:], kwargs)
         return func(*finished(args), **finished(kwargs))

@@ -183,8 +183,9 @@ class Substitution(TorchFunctionMode, ABC):
         """Compute what may be the same for all estimators."""
         return compute()
 
-    def differ(self) -> None:
-        """Be told that from here on results are of single estimators."""
+    def differ(self, x: Tensor) -> None:
+        """Be told that from here on, when ``x`` is normalized, results are of single estimators."""
+        self.largest = max(self.largest, nbytes(x))
 
     def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function that normalizes nothing."""
@@ -209,7 +210,10 @@ class Substitution(TorchFunctionMode, ABC):
         kwargs = kwargs or {}
         result = self.other(func, args, kwargs)
         for value in args:
-            if isinstance(value, Tensor) and (layer := self.source(value)) is not None:
+            # To look at one that waits would end its waiting.
+            if not isinstance(value, Tensor) or type(value) is Deferred:
+                continue
+            if (layer := self.source(value)) is not None:
                 self.check_view(layer, func, result)
         return result
 
@@ -256,12 +260,11 @@ class Substitution(TorchFunctionMode, ABC):
         if self.grad:
             self.ran_without_grad |= not torch.is_grad_enabled()
             check_not_checkpointed()
-        self.largest = max(self.largest, nbytes(x))
         mean, var = self.statistics(layer, call, handed._replace(x=x))
         affine = Affine(mean, var, handed.weight, handed.bias, handed.eps, self.count > 1)
         if self.defers and handed.weight is layer.weight and worth_deferring(x, self.count):
             return Deferred(x, affine, self)
-        self.differ()
+        self.differ(x)
         return affine(x)
 
 
