@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import claims
+import asserts
 import matplotlib.pyplot as plt
 import numpy as np
 import rich
@@ -106,7 +106,7 @@ def strict() -> bool:
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
-def report(claim: claims.Claim) -> None:
+def report(claim: asserts.Claim) -> None:
     if not claim.failed:
         return
     if strict():
@@ -123,7 +123,7 @@ _exec_and_get_memory = sphinx_gallery.gen_rst._exec_and_get_memory
 
 
 def run_cell(*args: Any, code_ast: ast.Module, script_vars: dict[str, Any], **kwargs: Any) -> Any:
-    claims.watch(code_ast, script_vars["fake_main"].__dict__, report)
+    asserts.watch(code_ast, script_vars["fake_main"].__dict__, report)
     return _exec_and_get_memory(*args, code_ast=code_ast, script_vars=script_vars, **kwargs)
 
 
@@ -329,7 +329,7 @@ def rerun_key(root: Path) -> str:
     """A digest of all that a page depends on, besides its script."""
     digest = hashlib.sha256()
     files = [p for p in (root / "mcbn").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    for path in [*sorted(files), Path(__file__), Path(claims.__file__)]:
+    for path in [*sorted(files), Path(__file__), Path(asserts.__file__)]:
         digest.update(f"{path.name} ".encode() + hashlib.sha256(path.read_bytes()).digest())
     digest.update(" ".join(version(name) for name in VERSIONS).encode())
     return digest.hexdigest()
