@@ -167,7 +167,13 @@ inside = {
 for name, share in inside.items():
     print(f"{name:17}{share:.0%} inside")
 
-assert inside["curves only"] + 0.03 < inside["curves and noise"]
+for name, chosen in {"left of the gap": new_x < 1, "right of it": new_x > 2}.items():
+    residual = new_y[chosen] - new.mean[chosen]
+    off = residual.mean().abs()
+    share = (error <= 2 * new.total_variance.sqrt())[chosen].float().mean()
+    print(f"{name:17}the curve is off by {off:.3f} on average, {share:.0%} inside")
+
+assert inside["curves only"] < inside["curves and noise"]
 assert inside["curves and noise"] > 0.9
 
 # %%
