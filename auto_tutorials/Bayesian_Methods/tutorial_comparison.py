@@ -229,8 +229,8 @@ for other in ("plain", "MCBN 16", "MCBN 4"):
 for name in ("MCBN 16", "MCBN 4"):
     assert (acc[name] - acc["plain"]).mean().abs() < 0.01
 for metric in (nll, ece):
-    assert metric["MCBN 4"].mean() < metric["plain"].mean()
-assert aurc["MCBN 4"].mean() > 0.95 * aurc["plain"].mean()
+    assert metric["MCBN 4"].mean() / metric["plain"].mean() < 1
+assert aurc["MCBN 4"].mean() / aurc["plain"].mean() > 0.95
 assert auroc["MCBN 4"].mean() < auroc["plain"].mean() + 0.005
 
 # %%

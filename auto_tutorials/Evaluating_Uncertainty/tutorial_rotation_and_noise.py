@@ -121,7 +121,7 @@ def plot_sweep(plain, mcbn, severity):
 plot_sweep(plain, mcbn, "angle in degrees")
 
 assert right(plain[20]) > 0.8
-assert plain[20].entropy.mean() > 2 * plain[0].entropy.mean()
+assert plain[0].entropy.mean() / plain[20].entropy.mean() < 0.5
 assert right(plain[80]) < 0.3
 assert mcbn[80].confidence.mean() > 0.65
 pairs = list(zip(mean("confidence", mcbn), mean("confidence", plain), strict=True))
@@ -224,15 +224,15 @@ rich.print(
 )
 
 assert finds_errors(mcbn[0]) > 0.9
-assert finds_errors(mcbn[80]) < 0.7
+assert finds_errors(mcbn[0]) - finds_errors(mcbn[80]) > 0.2
 for angle in (0, 20, 40, 60, 80):
     assert abs(finds_errors(mcbn[angle]) - finds_errors(plain[angle])) < 0.06
     assert abs(nll(mcbn[angle]) / nll(plain[angle]) - 1) < 0.15
 
 # %%
-# The entropy is a good guide for small angles, and at 80 degrees, where most readings are wrong, it
-# is worth little more than a coin. MCBN finds the errors no better than the plain network, and the
-# negative log-likelihoods are alike, within 15 %.
+# The entropy is a good guide for small angles, and at 80 degrees, where most readings are wrong,
+# its AUROC is at least 20 points lower. MCBN finds the errors no better than the plain network, and
+# the negative log-likelihoods are alike, within 15 %.
 #
 # Is it the size of the mini-batches?
 # -----------------------------------
@@ -247,13 +247,14 @@ for name, summary in {"plain": plain[80], "M = 128": mcbn[80], "M = 8": wide}.it
     print(f", NLL {nll(summary):.2f}, finds errors {finds_errors(summary):.0%}")
 
 assert wide.confidence.mean() > right(wide) + 0.3
-assert finds_errors(wide) < 0.7
+assert abs(finds_errors(wide) - finds_errors(plain[80])) < 0.1
 
 # %%
 # They make no real difference, either: the confidence is still at least 30 points above the share
-# of right answers. A network that is wrong in the same way with all batch statistics cannot be
-# helped by them. `Ovadia et al., 2019 <https://arxiv.org/abs/1906.02530>`_ compared many methods
-# under a shift. Among them, some that average over several models gave surprisingly strong results;
+# of right answers, and the errors are found as before, within 10 points. A network that is wrong in
+# the same way with all batch statistics cannot be helped by them. `Ovadia et al., 2019
+# <https://arxiv.org/abs/1906.02530>`_ compared many methods under a shift. Among them, some that
+# average over several models gave surprisingly strong results;
 # :ref:`sphx_glr_auto_tutorials_Bayesian_Methods_tutorial_comparison.py` has such an ensemble.
 #
 # And if it is noise?
@@ -274,7 +275,7 @@ plot_sweep(noisy_plain, noisy_mcbn, "standard deviation of the noise")
 
 assert right(noisy_plain[1.0]) < 0.5
 assert abs(mean("confidence", noisy_mcbn)[-1] - mean("confidence", noisy_mcbn)[3]) < 0.15
-assert mean("entropy", noisy_mcbn)[2] > 2 * mean("entropy", noisy_mcbn)[0]
+assert mean("entropy", noisy_mcbn)[0] / mean("entropy", noisy_mcbn)[2] < 0.5
 assert all(abs(right(noisy_mcbn[s]) - right(noisy_plain[s])) < 0.05 for s in severities)
 
 # %%
