@@ -243,10 +243,13 @@ def evaluate(records: list[dict[str, Any]]) -> dict[str, tuple[int, int, Spread]
 
 def report(options: argparse.Namespace) -> None:
     rows, summary = [], []
-    journal = read_journal(options.journal)
+    key = "tutorial", "code", "seed", "source", "threads", "gpu"
+    once = {
+        tuple(record[field] for field in key): record for record in read_journal(options.journal)
+    }
     for script, tree in options.scripts.items():
         groups = defaultdict(list)
-        for record in journal:
+        for record in once.values():
             if (record["tutorial"], record["code"]) == (name_of(script), digest(tree)):
                 data = data_of(tree)
                 groups[record["source"] if data == "files" else data].append(record)

@@ -262,11 +262,11 @@ rich.print(ResultTables(sizes))
 # full set, so wide a spread costs likelihood: the NLL is higher than that of the plain network.
 
 plain, many, some, few = (results[0] for results in sizes.values())
-assert many["test/cls/Disagreement"] < few["test/cls/Disagreement"]
-assert many["test/cls/Entropy"] < few["test/cls/Entropy"]
+assert many["test/cls/Disagreement"] / few["test/cls/Disagreement"] < 1
+assert many["test/cls/Entropy"] / few["test/cls/Entropy"] < 1
 assert plain["test/cls/Acc"] - few["test/cls/Acc"] <= (0.005 if full else 0.015)
 if full:
-    assert few["test/cls/NLL"] > plain["test/cls/NLL"]
+    assert few["test/cls/NLL"] / plain["test/cls/NLL"] > 1
 
 # %%
 # So what is it good for?

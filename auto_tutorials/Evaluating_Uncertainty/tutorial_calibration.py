@@ -277,10 +277,12 @@ for digit in range(10):
     gaps.append(gap.mean())
     print(f"{digit}: {gap.mean():+.3f} ± {error:.3f}")
 
-assert gaps[1] < 0
+assert max(gaps) - min(gaps) > 0.05
 
 # %%
-# A 1 deserves more confidence than it gets. One temperature for all digits cannot do better.
+# There are more than 5 points between the digit that gets the most confidence for its errors and
+# the one that gets the least; some of it is chance, as the errors tell. One temperature for all
+# digits cannot do better.
 #
 # *None of them knows what comes next.* The temperature was fitted on digits that stand upright. Now
 # they are turned by 45 degrees.
