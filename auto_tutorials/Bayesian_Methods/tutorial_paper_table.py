@@ -94,11 +94,11 @@ from mcbn.plotting import plot_published
 names = [row[0] for row in rows]
 mean, value, error = torch.tensor([cell[:3] for cell in drawn["CRPS"]]).T
 ax = plot_published(names, (mean, error), value, "CRPS, normalized, in percent")
-ax.set_xscale("symlog")
+ax.set_xscale("symlog", linthresh=1)
 
 mean, value, error = torch.tensor([cell[:3] for cell in drawn["PLL"]]).T
 ax = plot_published(names, (mean, error), value, "PLL, normalized, in percent")
-ax.set_xscale("symlog")
+ax.set_xscale("symlog", linthresh=1)
 
 # %%
 # The axes are linear from −1 to 1 and logarithmic beyond, or Yacht alone would fill them.
