@@ -261,7 +261,8 @@ def test_normalized_scores_are_those_of_the_paper():
     own, constant, optimum = (np.array(runs["pll" + end]) for end in ("", "_constant", "_optimum"))
     found = normalized(runs, "pll")
     np.testing.assert_allclose(found, 100 * (own - constant) / (optimum - constant))
-    assert standard_error(found) == pytest.approx(stats.sem(found.numpy().ravel()))
+    assert standard_error(found) == pytest.approx(stats.sem(found.numpy().mean(1)))
+    assert standard_error(found[:, 0]) == pytest.approx(stats.sem(found[:, 0].numpy()))
     assert math.isnan(standard_error(found[:1, 0]))
 
 
@@ -271,7 +272,8 @@ def test_the_sign_flip_test_is_scipys(shift):
     exact = stats.permutation_test(
         (values,), np.mean, permutation_type="samples", n_resamples=np.inf
     ).pvalue
-    assert sign_flip_test(torch.tensor(values)) == pytest.approx(exact, abs=0.015)
+    assert sign_flip_test(torch.tensor(values)) == pytest.approx(exact)
+    assert sign_flip_test(torch.tensor(values), num_flips=4000) == pytest.approx(exact, abs=0.02)
 
 
 def test_the_tables_name_each_row_and_show_the_published_value_beside_ours():
@@ -282,7 +284,7 @@ def test_the_tables_name_each_row_and_show_the_published_value_beside_ours():
         "yacht, MCBN",
         "yacht, MCDO",
     ]
-    assert table.rows[0][1:3] == ["0.00 ± 0.00 ", "-"]
+    assert table.rows[0][1:3] == ["0.00 ± 0.00", "-"]
     assert [row[4] for row in table.rows[2:]] == ["45.58", "-41.54"]
     assert all(len(row) == len(table.header) for row in table.rows)
     assert [row[0] for row in errors.rows] == ["mine", "yacht"]

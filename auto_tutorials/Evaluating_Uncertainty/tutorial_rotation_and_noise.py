@@ -14,7 +14,7 @@ Which network?
 --------------
 
 A LeNet, trained for 400 steps on digits that stand upright, and 8 estimators made of it, each with
-the batch statistics of 8 training digits. Small mini-batches spread the estimators wide.
+the batch statistics of 128 training digits, as many as in a batch of the training.
 """
 
 # sphinx_gallery_tags = ["classification", "shifted data"]
@@ -43,7 +43,7 @@ routine = ClassificationRoutine(
 Trainer(max_steps=400, enable_model_summary=False).fit(routine, datamodule.train_dataloader())
 
 model.eval()
-mc = MCBatchNorm(model, num_estimators=8, mc_batch_size=8).fit(datamodule.train_dataloader())
+mc = MCBatchNorm(model, num_estimators=8, mc_batch_size=128).fit(datamodule.train_dataloader())
 
 # %%
 # What does it see?
@@ -121,16 +121,18 @@ def plot_sweep(plain, mcbn, severity):
 plot_sweep(plain, mcbn, "angle in degrees")
 
 assert right(plain[20]) > 0.8
-assert plain[20].entropy.mean() > 2 * plain[0].entropy.mean()
-assert right(plain[80]) < 0.25
+assert plain[0].entropy.mean() / plain[20].entropy.mean() < 0.5
+assert right(plain[80]) < 0.3
 assert mcbn[80].confidence.mean() > 0.65
-assert all(m < p for m, p in zip(mean("confidence", mcbn), mean("confidence", plain), strict=True))
+pairs = list(zip(mean("confidence", mcbn), mean("confidence", plain), strict=True))
+assert all(abs(m - p) < 0.02 for m, p in pairs)
 assert mean("entropy", plain)[-1] < 0.8 * max(mean("entropy", plain))
 
 # %%
 # Both become unsure when the digits turn, so the uncertainty does notice. But it notices too
-# little: at 80 degrees four readings in five are wrong, and the mean confidence is still about
-# three quarters. MCBN is somewhat less sure than the plain network; the gap remains.
+# little: at 80 degrees at least seven readings in ten are wrong, and the mean confidence is still
+# above 65 %. MCBN is no different: its confidence is that of the plain network, within two points
+# at every angle.
 #
 # And past the middle the network becomes *surer* again. A digit on its head looks like a digit.
 #
@@ -172,7 +174,7 @@ figure.set_label(
 
 # %%
 # The digits that look much the same on their head, 0, 1, 8 and some 5, are read better again when
-# they get there. A 6 is read as a 9, and a 9 as a 6, with confidence. Should that be called an
+# they get there. Many a 6 is read as a 9, and a 9 as a 6, with confidence. Should that be called an
 # error of the network? The image *is* a nine. No uncertainty can tell, as nothing in the image
 # does.
 
@@ -182,7 +184,7 @@ for digit, other in ((6, 9), (9, 6)):
     share = (upside_down.label[chosen] == other).float().mean()
     confidence = upside_down.confidence[chosen].mean()
     print(f"{digit} read as {other}: {share:.0%}, mean confidence {confidence:.0%}")
-    assert share > 0.35
+    assert share > 0.2
     assert confidence > 0.7
 
 # %%
@@ -222,14 +224,38 @@ rich.print(
 )
 
 assert finds_errors(mcbn[0]) > 0.9
-assert finds_errors(mcbn[80]) < 0.65
-assert all(0.8 * nll(plain[angle]) < nll(mcbn[angle]) < nll(plain[angle]) for angle in (60, 80))
+assert finds_errors(mcbn[0]) - finds_errors(mcbn[80]) > 0.2
+for angle in (0, 20, 40, 60, 80):
+    assert abs(finds_errors(mcbn[angle]) - finds_errors(plain[angle])) < 0.06
+    assert abs(nll(mcbn[angle]) / nll(plain[angle]) - 1) < 0.15
 
 # %%
-# The entropy is a good guide for small angles, and at 80 degrees, where most readings are wrong, it
-# is worth no more than a coin. MCBN lowers the negative log-likelihood of turned digits, by less
-# than a fifth, as it is a little less sure of what it reads wrongly. It does not find the errors
-# better.
+# The entropy is a good guide for small angles, and at 80 degrees, where most readings are wrong,
+# its AUROC is at least 20 points lower. MCBN finds the errors no better than the plain network, and
+# the negative log-likelihoods are alike, within 15 %.
+#
+# Is it the size of the mini-batches?
+# -----------------------------------
+#
+# Smaller ones spread the estimators wider. Here are 8 estimators from mini-batches of 8 digits, at
+# 80 degrees.
+
+small = MCBatchNorm(model, num_estimators=8, mc_batch_size=8).fit(datamodule.train_dataloader())
+wide = summarise(small, turned[80])
+for name, summary in {"plain": plain[80], "M = 128": mcbn[80], "M = 8": wide}.items():
+    print(f"{name:8}right {right(summary):.0%}, confidence {summary.confidence.mean():.0%}", end="")
+    print(f", NLL {nll(summary):.2f}, finds errors {finds_errors(summary):.0%}")
+
+assert wide.confidence.mean() > right(wide) + 0.3
+assert abs(finds_errors(wide) - finds_errors(plain[80])) < 0.1
+
+# %%
+# They make no real difference, either: the confidence is still at least 30 points above the share
+# of right answers, and the errors are found as before, within 10 points. A network that is wrong in
+# the same way with all batch statistics cannot be helped by them. `Ovadia et al., 2019
+# <https://arxiv.org/abs/1906.02530>`_ compared many methods under a shift. Among them, some that
+# average over several models gave surprisingly strong results;
+# :ref:`sphx_glr_auto_tutorials_Bayesian_Methods_tutorial_comparison.py` has such an ensemble.
 #
 # And if it is noise?
 # -------------------
@@ -249,20 +275,20 @@ plot_sweep(noisy_plain, noisy_mcbn, "standard deviation of the noise")
 
 assert right(noisy_plain[1.0]) < 0.5
 assert abs(mean("confidence", noisy_mcbn)[-1] - mean("confidence", noisy_mcbn)[3]) < 0.15
-assert mean("entropy", noisy_mcbn)[2] > 2 * mean("entropy", noisy_mcbn)[0]
-assert max(right(noisy_mcbn[s]) - right(noisy_plain[s]) for s in severities) < 0.05
+assert mean("entropy", noisy_mcbn)[0] / mean("entropy", noisy_mcbn)[2] < 0.5
+assert all(abs(right(noisy_mcbn[s]) - right(noisy_plain[s])) < 0.05 for s in severities)
 
 # %%
 # The picture is the same: the uncertainty rises early on, then stays where it is while the readings
-# get worse. At 1.0 most digits are read wrongly, and the network is about as sure as at 0.6. For
-# noise, MCBN reads no better than the plain network.
+# get worse. At 1.0 most digits are read wrongly, and the network is about as sure as at 0.6. MCBN
+# reads noisy digits as the plain network does, within five points.
 #
 # What is there to take away?
 # ---------------------------
 #
 # A rising uncertainty is a sign that something has changed, and it comes early, when most readings
 # are still right. Its level is no measure of how bad things are: far away from the training it
-# stays put or falls. MCBN moves it in the right direction, by a few points.
+# stays put or falls. MCBN changes none of this.
 #
 # What to read next
 # -----------------

@@ -14,7 +14,8 @@ Which network?
 --------------
 
 A LeNet, trained for 400 steps on 300 digits, so that there are errors to avoid; and 16 estimators
-made of it, each with the batch statistics of 8 training digits.
+made of it, each with the batch statistics of 128 training digits, as many as in a batch of the
+training.
 """
 
 # sphinx_gallery_tags = ["classification", "selective classification"]
@@ -42,7 +43,7 @@ routine = ClassificationRoutine(
 )
 trainer = Trainer(max_steps=400, enable_model_summary=False)
 trainer.fit(routine, datamodule.train_dataloader())
-mc = MCBatchNorm(model, num_estimators=16, mc_batch_size=8).fit(datamodule.train_dataloader())
+mc = MCBatchNorm(model, num_estimators=16, mc_batch_size=128).fit(datamodule.train_dataloader())
 
 # %%
 # Which images to answer?
@@ -175,11 +176,12 @@ for _ in range(200):
 differences = 100 * torch.tensor(differences)
 print(f"MCBN minus plain: {differences.mean():+.2f} +/- {differences.std():.2f} points of AURC")
 
-assert differences.mean().abs() < 100 * 0.25 * measured["plain, probability"][0]
+assert differences.mean().abs() / (100 * measured["plain, probability"][0]) < 0.1
 
 # %%
-# Whatever its sign, the difference is small against the AURC itself: MCBN puts the images into
-# nearly the same order.
+# Whatever its sign, the difference is less than a tenth of the AURC: MCBN puts the images into
+# nearly the same order. What chooses the images here is the plain network's probability, which is
+# there without MCBN.
 #
 # Where to put the threshold?
 # ---------------------------
@@ -257,7 +259,7 @@ broken_with_margin, answered_with_margin = keep_promises(wilson)
 
 assert broken > 0.25
 assert broken_with_margin < 0.15
-assert answered_with_margin < answered
+assert answered_with_margin / answered < 1
 
 # %%
 # Now the promise is kept nearly always, and the price is that fewer images are answered. (It is no

@@ -92,22 +92,24 @@ ax.figure.set_label(
 for size in sizes:
     for few, many in zip(nll[size], nll[size][1:], strict=False):
         assert many < few + 1e-5
-assert nll[32][0] > plain[1]
+assert nll[8][0] > plain[1]
 assert nll[32][-1] < 1.1 * plain[1]
 
 # %%
-# With mini-batches of 32, as in the training, a single estimator is worse than the plain network:
-# it has the noise of one mini-batch, and nothing to average it out. From there each doubling of
-# :math:`S` helps about half as much as the one before, and 64 estimators end below the plain
-# network's NLL or at most a tenth above. On these digits there is little to gain, and more to lose
-# with a small :math:`S`.
+# A single estimator has the noise of one mini-batch, and nothing to average it out: with small
+# mini-batches, here of 8, it is worse than the plain network. From there each doubling of :math:`S`
+# helps about half as much as the one before. With mini-batches of 32, as in the training, 64
+# estimators end below the plain network's NLL or at most a tenth above. On these digits there is
+# little to gain, and more to lose with a small :math:`S`.
 #
 # Is it the same elsewhere?
 # -------------------------
 #
-# An independent CIFAR-10 log (ResNet-32, :math:`M` about 32) goes from an NLL of 0.373 with one
-# estimator to 0.268 with 128, against 0.33 without MCBN. There the gain is real, but the shape? We
-# draw the share of the way from :math:`S = 1` to the end, with the log's end at 64 as well.
+# The `log of another implementation
+# <https://github.com/Glutamat42/mcbn-pytorch/blob/e0195368a4a3236ec5e680ca36f59126707eeed5/run.log>`_
+# on CIFAR-10 (ResNet-32, :math:`M` about 32, one run) goes from an NLL of 0.373 with one estimator
+# to 0.268 with 128, against 0.33 without MCBN. There the gain is real, but the shape? We draw the
+# share of the way from :math:`S = 1` to the end, with the log's end at 64 as well.
 
 log = [0.373, 0.326, 0.300, 0.287, 0.278, 0.271, 0.269]
 share = {
@@ -163,11 +165,11 @@ header = ("M", "S = 1", "S = 4", "S = 16", "S = 64", "NLL, S = 64")
 rich.print(Tables([Table("Accuracy, and the NLL of all 64", header, rows)]))
 
 assert nll[4][-1] > nll[32][-1]
-assert abs(nll[512][-1] / plain[1] - 1) < 0.03
+assert abs(nll[512][-1] / plain[1] - 1) < 0.1
 
 # %%
 # With mini-batches of 4 the network sees conditions it has never met, and its NLL is worse than
-# with 32 even with 64 estimators. With 512 the estimators hardly differ, and MCBN is within 3 % of
+# with 32 even with 64 estimators. With 512 the estimators hardly differ, and MCBN is within 10 % of
 # the plain network. At the size of the training set, each mini-batch would be the whole set, and
 # the spread zero (but for the random crops).
 #

@@ -1,5 +1,6 @@
 """What Sphinx-Gallery lacks for this site: HTML output in its place, figures for both themes with a
-required alt text, a record of each run, notebooks without reST roles, and a key for re-runs."""
+required alt text, a record of each run, a box for each claim that fails on this machine, notebooks
+without reST roles, and a key for re-runs."""
 
 from __future__ import annotations
 
@@ -17,23 +18,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import asserts
 import matplotlib.pyplot as plt
 import numpy as np
 import rich
+import sphinx_gallery.gen_rst
 import sphinx_gallery.notebook
 import torch
 from matplotlib.colors import to_rgba_array
 from matplotlib.image import imread
 from rich.console import Console
 from sphinx.errors import ExtensionError
+from sphinx.util import logging
+from sphinx.util.console import bold
 from sphinx_gallery.utils import get_md5sum
 
 if TYPE_CHECKING:
+    import ast
     from collections.abc import Iterator
 
     from matplotlib.figure import Figure
     from sphinx.application import Sphinx
 
+logger = logging.getLogger(__name__)
 VERSIONS = ("torch", "lightning", "numpy", "matplotlib", "sphinx-gallery")
 
 
@@ -43,7 +50,7 @@ VERSIONS = ("torch", "lightning", "numpy", "matplotlib", "sphinx-gallery")
 class PageConsole(Console):
     """The console that ``rich.get_console()`` returns while an example runs.
 
-    It keeps what offers itself as HTML in `pieces`, with the text printed before it.
+    It keeps what is no text in `pieces`, as reST, with the text printed before it.
     """
 
     def __init__(self) -> None:
@@ -54,12 +61,15 @@ class PageConsole(Console):
         for rendered in objects:
             if not hasattr(rendered, "_repr_html_"):
                 super().print(rendered, **kwargs)
-                continue
-            printed = sys.stdout.output  # type: ignore[union-attr]  # Sphinx-Gallery's tee
-            self.pieces.append(literal_block(printed.getvalue()))
-            printed.seek(0)
-            printed.truncate()
-            self.pieces.append(raw_html(rendered._repr_html_()))
+            else:
+                self.put(raw_html(rendered._repr_html_()))
+
+    def put(self, rst: str) -> None:
+        printed = sys.stdout.output  # type: ignore[union-attr]  # Sphinx-Gallery's tee
+        self.pieces.append(literal_block(printed.getvalue()))
+        printed.seek(0)
+        printed.truncate()
+        self.pieces.append(rst)
 
     def drain(self) -> str:
         pieces, self.pieces = self.pieces, []
@@ -84,6 +94,51 @@ def raw_html(markup: str) -> str:
 def scrape_output(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
     record_run(block_vars)
     return rich.get_console().drain()  # type: ignore[attr-defined]
+
+
+# --- Claims: one that fails is shown where it stands, and ends no build but that of CI ---
+
+FAILED_CLAIM = "mcbn-failed-claim"
+
+
+def strict() -> bool:
+    """Whether a claim that fails ends the build."""
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+def report(claim: asserts.Claim) -> None:
+    if not claim.failed:
+        return
+    if strict():
+        raise AssertionError(f"{claim.message or 'a claim'}: {claim.text}: {claim.came_out()}")
+    message = f"   {claim.message}\n\n" if claim.message else ""
+    rich.get_console().put(  # type: ignore[attr-defined]
+        f".. admonition:: This did not hold here\n   :class: warning {FAILED_CLAIM}\n\n{message}"
+        f"   Expected: ``{claim.text}``\n\n   Came out: ``{claim.came_out()}``\n\n"
+        "   The text on this page says what was found where it was written.\n\n"
+    )
+
+
+_exec_and_get_memory = sphinx_gallery.gen_rst._exec_and_get_memory
+
+
+def run_cell(*args: Any, code_ast: ast.Module, script_vars: dict[str, Any], **kwargs: Any) -> Any:
+    asserts.watch(code_ast, script_vars["fake_main"].__dict__, report)
+    return _exec_and_get_memory(*args, code_ast=code_ast, script_vars=script_vars, **kwargs)
+
+
+def failed_claims(page: Path) -> int:
+    return page.read_text(encoding="utf-8").count(FAILED_CLAIM) if page.exists() else 0
+
+
+def count_failed_claims(app: Sphinx, error: Exception | None) -> None:
+    """Say in the build's last lines how many claims failed, in this build or when they last ran."""
+    gallery = Path(app.srcdir, app.config.sphinx_gallery_conf["gallery_dirs"])
+    counts = {page.stem: failed_claims(page) for page in sorted(gallery.rglob("tutorial_*.rst"))}
+    if error is None and (total := sum(counts.values())):
+        places = ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
+        what = "1 claim" if total == 1 else f"{total} claims"
+        logger.info(bold(f"{what} of the tutorials did not hold here, see the boxes: {places}"))
 
 
 # --- Figures: an alt text each, transparent, once for the light and once for the dark theme ---
@@ -274,7 +329,7 @@ def rerun_key(root: Path) -> str:
     """A digest of all that a page depends on, besides its script."""
     digest = hashlib.sha256()
     files = [p for p in (root / "mcbn").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    for path in [*sorted(files), Path(__file__)]:
+    for path in [*sorted(files), Path(__file__), Path(asserts.__file__)]:
         digest.update(f"{path.name} ".encode() + hashlib.sha256(path.read_bytes()).digest())
     digest.update(" ".join(version(name) for name in VERSIONS).encode())
     return digest.hexdigest()
@@ -283,9 +338,9 @@ def rerun_key(root: Path) -> str:
 def forget_old_runs(app: Sphinx) -> None:
     """Drop the records of the runs that no longer count, so that their tutorials run again.
 
-    That is all of them when the key has changed, and the one during which a build was killed. In a
-    build that runs nothing, it is those whose script has changed: their pages are left without
-    output, even if the change is taken back.
+    That is all of them when the key has changed, the one during which a build was killed, and in a
+    strict build those in which a claim failed. In a build that runs nothing, it is those whose
+    script has changed: their pages are left without output, even if the change is taken back.
     """
     conf = app.config.sphinx_gallery_conf
     gallery = Path(app.srcdir, conf["gallery_dirs"])
@@ -300,6 +355,7 @@ def forget_old_runs(app: Sphinx) -> None:
         )
         if conf["plot_gallery"]:
             outdated = not record.exists() or record.read_text() != key
+            outdated |= strict() and failed_claims(checksum.with_name(f"{script.stem}.rst")) > 0
         else:
             outdated = not script.exists() or get_md5sum(script, "t") != checksum.read_text()
         if outdated or script.name == killed:
@@ -312,6 +368,8 @@ def forget_old_runs(app: Sphinx) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     sphinx_gallery.notebook.rst2md = rst2md
+    sphinx_gallery.gen_rst._exec_and_get_memory = run_cell
     app.connect("builder-inited", forget_old_runs, priority=100)  # before the gallery is made
     app.connect("source-read", insert_record)
+    app.connect("build-finished", count_failed_claims, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

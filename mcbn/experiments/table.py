@@ -49,48 +49,59 @@ def normalized(runs: Runs, score: str) -> Tensor:
 
 
 def standard_error(values: Tensor) -> float:
-    """Of the mean of all values, taken as independent; NaN for a single one.
+    """Of the mean of all values, from the spread of the splits; NaN for a single one.
+
+    The seeds of a split share their test rows, so only the splits' own means count as independent.
+
+    Args:
+        values: ``(splits, seeds)``, or ``(splits,)``.
 
     Example:
-        >>> standard_error(torch.tensor([1.0, 3.0]))
+        >>> standard_error(torch.tensor([[0.0, 2.0], [3.0, 3.0]]))
         1.0
     """
-    return (values.std() / values.numel() ** 0.5).item() if values.numel() > 1 else math.nan
+    means = values.flatten(1).mean(1) if values.ndim > 1 else values
+    return (means.std() / len(means) ** 0.5).item() if len(means) > 1 else math.nan
 
 
 def sign_flip_test(values: Tensor, num_flips: int = 1 << 14) -> float:
     """How often the mean would be as far from 0 by chance, if values and -values were as likely.
 
     Fisher's paired permutation test, *The design of experiments*, 1935, section 21: each value, a
-    difference of two scores of one run, gets a random sign, many times; p is the share of the means
-    that are at least as far from 0 as the one found, which counts as one of them. Two-sided, and
-    free of any assumption on the distribution but its symmetry.
+    difference of two scores that is independent of the others, gets the one or the other sign; p is
+    the share of the means that are at least as far from 0 as the one found. Two-sided, and free of
+    any assumption on the distribution but its symmetry.
 
     Args:
         values: The differences, of any shape.
-        num_flips: How often the signs are drawn; p is at least 1 / (num_flips + 1).
+        num_flips: The signs are drawn that often if there are more ways to choose them; otherwise
+            all ways are taken, and p is exact. Of five values, it is at least 2 / 32.
 
     Example:
-        >>> sign_flip_test(torch.tensor([1.0, -1.0, 2.0, -2.0]))
-        1.0
+        >>> sign_flip_test(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
+        0.0625
         >>> sign_flip_test(torch.ones(25)) < 0.001
         True
     """
     values = values.flatten().double()
-    coins = torch.rand(
-        num_flips, len(values), generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
+    exact = 2 ** len(values) <= num_flips
+    if exact:
+        coins = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * len(values))
+        coins = coins.reshape(-1, len(values))
+    else:
+        generator = torch.Generator().manual_seed(0)
+        coins = torch.rand(num_flips, len(values), generator=generator, dtype=torch.float64)
     means = torch.where(coins < 0.5, -values, values).sum(1).abs()
     # A rounding error more or less is no difference.
     count = (means >= values.sum().abs() * (1 - 1e-9)).sum().item()
-    return (1 + count) / (1 + num_flips)
+    # Among signs that are drawn, those that were found count as one draw more.
+    return count / len(means) if exact else (1 + count) / (1 + num_flips)
 
 
 def score_table(results: Mapping[str, Mapping[str, Any]]) -> Tables:
     """The normalized scores, a row a data set and method, and a second table with the RMSE.
 
-    A cell is a mean ± its standard error, and beside it is the published value. A star marks a mean
-    that differs from 0 by :func:`sign_flip_test` with p < 0.01.
+    A cell is a mean ± its standard error over the splits, and beside it is the published value.
 
     Args:
         results: By the name of the data set, as :mod:`mcbn.experiments.uci` writes them.
@@ -103,10 +114,9 @@ def score_table(results: Mapping[str, Mapping[str, Any]]) -> Tables:
             scores.append([f"{name}, {title}"])
             for index, score in enumerate(("crps", "pll")):
                 values = normalized(runs, score)
-                star = "*" if sign_flip_test(values) < 0.01 else " "
                 published = PUBLISHED.get(name, {}).get(method)
                 scores[-1] += [
-                    f"{values.mean():.2f} ± {standard_error(values):.2f}{star}",
+                    f"{values.mean():.2f} ± {standard_error(values):.2f}",
                     f"{published[index]:.2f}" if published else "-",
                 ]
             rmse = torch.tensor(runs["rmse"])

@@ -76,12 +76,14 @@ class Project:
         text = TUTORIAL.format(name=name, log=self.log, code=code)
         (self.root / f"auto_tutorials/tutorial_{name}.py").write_text(text)
 
-    def build(self, *options: str) -> tuple[list[str], subprocess.CompletedProcess[str]]:
+    def build(
+        self, *options: str, ci: str = "false"
+    ) -> tuple[list[str], subprocess.CompletedProcess[str]]:
         self.log.write_text("")
         done = subprocess.run(
             [sys.executable, "-m", "sphinx", "-W", "--keep-going", *options, "docs", "html"],
             cwd=self.root,
-            env=os.environ | {"PYTHONPATH": str(self.root)},
+            env=os.environ | {"PYTHONPATH": str(self.root), "CI": ci},
             capture_output=True,
             text=True,
         )
@@ -107,7 +109,7 @@ def test_only_what_changed_runs_again(project: Project) -> None:
     assert project.build()[0] == ["b"]
     (project.root / "mcbn/__init__.py").write_text("answer = 42")
     assert project.build()[0] == ["a", "b"]
-    project.write("b", "assert False")
+    project.write("b", "assert 1 == 2")
     assert project.build()[0] == ["b"]
     assert project.build()[0] == ["b"], "a tutorial that failed has to run again"
 
@@ -139,7 +141,9 @@ def test_html_stands_where_it_was_printed(project: Project) -> None:
     [
         ("import matplotlib.pyplot as plt\nplt.subplots()", "has no alt text"),
         ("import warnings\nwarnings.warn('an odd thing')", "UserWarning: an odd thing"),
-        ("assert 1 + 1 == 3, 'a claim that fails'", "AssertionError: a claim that fails"),
+        ("assert 1 + 1 == 3, 'an error of the program'", "AssertionError: an error of the program"),
+        ("import torch\nassert torch.ones(2) < 2", "RuntimeError: Boolean value"),
+        ("assert float('nan') < 1", "AssertionError: float('nan') < 1: a number is NaN"),
     ],
 )
 def test_build_fails_with_the_tutorials_own_error(project: Project, code: str, reason: str) -> None:
@@ -148,6 +152,60 @@ def test_build_fails_with_the_tutorials_own_error(project: Project, code: str, r
     assert done.returncode != 0
     assert reason in done.stderr
     assert "tutorial_a.py" in done.stderr
+
+
+CLAIMS = """
+import torch
+
+print("before")
+gains = torch.tensor([0.5, -0.25])
+assert (gains > 0).all(), "MCBN is better with every seed"
+assert gains.sum() > 0
+print("after")
+for gain in gains.tolist():
+    assert gain < 0.4 < 1
+assert all(gain < limit for gain, limit in zip([1, 2], [0, 3]))
+"""
+
+
+def test_a_claim_that_fails_is_shown_where_it_stands(project: Project) -> None:
+    project.write("a", CLAIMS)
+    project.write("b", "assert 1 < 2")
+    ran, done = project.build()
+    assert (sorted(ran), done.returncode) == (["a", "b"], 0), done.stderr
+    page = project.page("a")
+    boxes = page.select("div.mcbn-failed-claim")
+    assert [[p.get_text() for p in box.select("p")[1:-1]] for box in boxes] == [
+        [
+            "MCBN is better with every seed",
+            "Expected: (gains > 0).all()",
+            "Came out: -0.25 > 0",
+        ],
+        ["Expected: gain < 0.4 < 1", "Came out: 0.5 < 0.4 < 1"],
+        [
+            "Expected: all((gain < limit for gain, limit in zip([1, 2], [0, 3])))",
+            "Came out: 1 < 0",
+        ],
+    ]
+    outputs = page.select("div.sphx-glr-script-out, div.mcbn-failed-claim")
+    order = [output.get_text().strip().split()[0] for output in outputs]
+    assert order == ["before", "This", "after", "This", "This"]
+    assert not project.page("b").select("div.mcbn-failed-claim")
+    last = done.stdout.strip().splitlines()[-5:]
+    assert any("3 claims of the tutorials did not hold here" in line for line in last), last
+    assert "tutorial_a (3)" in done.stdout
+    ran, done = project.build()
+    assert (ran, "tutorial_a (3)" in done.stdout) == ([], True), "it is counted until it runs again"
+
+
+def test_in_ci_a_claim_that_fails_ends_the_build(project: Project) -> None:
+    project.write("a", CLAIMS)
+    project.write("b", "assert 1 < 2")
+    assert project.build()[1].returncode == 0
+    ran, done = project.build(ci="true")
+    assert (ran, done.returncode != 0) == (["a"], True), "the page with boxes has to run again"
+    wanted = "AssertionError: MCBN is better with every seed: (gains > 0).all(): -0.25 > 0"
+    assert wanted in done.stderr
 
 
 KILL = """
