@@ -48,7 +48,6 @@ class Plan:
         loops: Whether the next one takes it without trying anything else.
         mapped: Whether one went without the loop.
         conditions: How it was called, that time.
-        unknown: Why the next one takes the loop to see what the network does, if it does.
         growth: Bytes of the largest normalized activation for each byte of input, if known.
     """
 
@@ -56,7 +55,6 @@ class Plan:
     loops: bool = False
     mapped: bool = False
     conditions: Any = field(default=None, repr=False)
-    unknown: str | None = None
     growth: float | None = None
 
 
@@ -267,7 +265,7 @@ def predict(
     """
     inputs = Inputs(args, kwargs)
     modules = list(model.modules())
-    reason = plan.loop_reason if plan.loops else _why_loop(modules) or plan.unknown
+    reason = plan.loop_reason if plan.loops else _why_loop(modules)
     if reason is None:
         before = Snapshot(modules)
         # What is called in another way than the last time may do other things.
@@ -293,11 +291,7 @@ def predict(
             inputs.check_unwritten(None)
             plan.mapped, plan.conditions = True, conditions
     else:
-        conduct = Conduct(model) if plan.unknown else None
         output = _loop(model, layers, num_estimators, inputs)
-        if conduct is not None:
-            fault, plan.unknown = conduct.fault() or inputs.fault(), None
-            plan.loops, reason = plan.loops or fault is not None, fault or reason
     plan.loop_reason = reason
     return output
 
@@ -321,6 +315,9 @@ def _recorded() -> Iterator[None]:
         yield
 
 
+_UNKNOWN_GROWTH = 16.0
+
+
 def _in_chunks(
     model: nn.Module,
     layers: Layers,
@@ -334,8 +331,9 @@ def _in_chunks(
     prefix: Prefix | None = None
     done = 0
     while done < num_estimators:
-        # So many at once; before anything is known of the network, one.
-        fitting = 1 if plan.growth is None else int(chunk_bytes // max(1.0, plan.growth * size))
+        # Before anything is known of the network, its activations are taken to be large.
+        growth = _UNKNOWN_GROWTH if plan.growth is None else plan.growth
+        fitting = int(chunk_bytes // max(1.0, growth * size))
         left = num_estimators - done
         num_chunks = -(-left // max(1, min(fitting, left)))
         chunk = -(-left // num_chunks)
@@ -413,12 +411,12 @@ def _joined(outputs: list[Any]) -> Any:
             continue
         if not all(isinstance(each, Tensor) for each in column):
             raise ValueError(f"the network's {path} is a tensor for some estimators only; {_FIXED}")
-        sizes = {tuple(each.shape[1:]) for each in column}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"the network's {path} has sizes {', '.join(map(str, sorted(sizes)))} for "
-                f"different estimators, wanted one; {_FIXED}"
-            )
+        for each in column:
+            if each.shape[1:] != leaf.shape[1:]:
+                raise ValueError(
+                    f"the network's {path} has sizes {tuple(leaf.shape[1:])} and "
+                    f"{tuple(each.shape[1:])} for different estimators, wanted one; {_FIXED}"
+                )
         columns.append(torch.cat(column))
     tensors = iter(columns)
     return tree_map(lambda _: next(tensors), outputs[0])

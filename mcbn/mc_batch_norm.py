@@ -333,10 +333,8 @@ class MCBatchNorm(nn.Module):
             parts.append("path=vmap")
         return ", ".join(parts)
 
-    def _new_plan(self, unknown: str | None = None) -> Plan:
-        if self.path == "loop":
-            return Plan("it was asked for", loops=True)
-        return Plan(unknown=unknown)
+    def _new_plan(self) -> Plan:
+        return Plan("it was asked for", loops=True) if self.path == "loop" else Plan()
 
     def _check_number(self, name: str, layer: Any) -> None:
         """Raise ValueError for statistics of another number of estimators."""
@@ -501,7 +499,7 @@ class MCBatchNorm(nn.Module):
         unexpected_keys: Any,
         error_msgs: list[str],
     ) -> None:
-        self._plan = self._new_plan("what the network does beside its output is not known yet")
+        self._plan = self._new_plan()
         needed = [f"{prefix}{name}.mc_mean" for name in batch_norms(self)]
         absent = [key for key in needed if key not in state_dict]
         if len(absent) < len(needed):  # no layer knows of the others
@@ -510,7 +508,7 @@ class MCBatchNorm(nn.Module):
             saved = state_dict.get(key)
             if isinstance(saved, Tensor) and saved.dim() == 3 and len(saved) != self.num_estimators:
                 error_msgs.append(
-                    f"{key} is of num_estimators={len(saved)}, but this wrapper has num_estimators="
+                    f"{key} has shape {tuple(saved.shape)}, but this wrapper has num_estimators="
                     f"{self.num_estimators}; build one with as many as were saved."
                 )
         super()._load_from_state_dict(

@@ -19,6 +19,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import mcbn
@@ -37,12 +38,10 @@ from mcbn import (
     predictive,
 )
 from mcbn.data.images import InMemoryImages, random_crop
-from mcbn.layers import convert_batch_norm, current_normalizer
 from mcbn.models import unet
 from mcbn.noise import fit_noise_precision
 from mcbn.tables import read_table
 from mcbn.trainer import ResultTables, Table, Tables
-from mcbn.tree import tree_map
 
 World = SimpleNamespace
 Wrong = Callable[[World], object]
@@ -180,7 +179,7 @@ def fingerprint(world: World) -> dict[str, Any]:
             str(path): (path.stat().st_size, path.stat().st_mtime_ns)
             for path in sorted(world.folder.rglob("*"))
         },
-        "normalizer": current_normalizer(),
+        "modes": len(_get_current_function_mode_stack()),
         "gradients": torch.is_grad_enabled(),
         "dtype": torch.get_default_dtype(),
     }
@@ -321,11 +320,10 @@ rows(
         ValueError,
         ["holds an MCBatchNorm already", "pass the network in it, its .model"],
     ),
-    unconverted=(made(convert=False), ValueError, ["no converted layer", "use convert=True"]),
-    converted_for_another_S=(
-        lambda w: MCBatchNorm(convert_batch_norm(network(), 3), 4, convert=False),
+    fitted_for_another_S=(
+        lambda w: MCBatchNorm(MCBatchNorm(network(), 3).fit(batches(3)).model, 4, convert=False),
         ValueError,
-        ["num_estimators=4", "converted for 3", "use the same number, or convert=True"],
+        ["num_estimators=4", "statistics of 3", "use the same number, or fit again"],
     ),
     S_zero=(made(num_estimators=0), ValueError, ["num_estimators=0", "at least 1"]),
     S_float=(made(num_estimators=1.5), TypeError, ["num_estimators=1.5 is a float", "an integer"]),
@@ -350,10 +348,8 @@ rows(
         ValueError,
         ["momentum=0.1", "keeps none", "use momentum=1.0"],
     ),
-    path_unknown=(made(path="fast"), ValueError, ["path='fast'", "'fold', 'vmap', 'shared'"]),
+    path_unknown=(made(path="fast"), ValueError, ["path='fast'", "'auto' or 'loop'"]),
     path_list=(made(path=["fold"]), ValueError, ["path=['fold']", "it is 'auto'"]),
-    layers_of_text=(lambda w: convert_batch_norm("x", 4), TypeError, ["model is a str"]),  # pyright: ignore
-    layers_for_none=(lambda w: convert_batch_norm(network(), 0), ValueError, ["num_estimators=0"]),
 )
 
 
@@ -436,16 +432,6 @@ rows(
         KeyboardInterrupt,
         [],
     ),
-    interrupt_while_a_path_is_chosen=(
-        lambda w: hooked(w, KeyboardInterrupt(), after=6, name="fresh").fit(batches()),
-        KeyboardInterrupt,
-        [],
-    ),
-    network_that_fails_while_a_path_is_chosen=(
-        lambda w: hooked(w, ZeroDivisionError("by zero"), after=6, name="fresh").fit(batches()),
-        ZeroDivisionError,
-        ["by zero"],
-    ),
     network_that_fails=(
         lambda w: hooked(w, ZeroDivisionError("by zero"), after=2).fit(batches()),
         ZeroDivisionError,
@@ -525,7 +511,7 @@ rows(
     meta_network=(
         lambda w: MCBatchNorm(network().to("meta"), 4).fit(batches()),
         ValueError,
-        ["the network is on the meta device", "call to_empty(device=…) and load_state_dict(…)"],
+        ["the network is on the meta device", "call to_empty(device=...) and load_state_dict(...)"],
     ),
     generator_a_seed=(fit_both(batches, generator=0), TypeError, ["generator=0", "of the CPU"]),
     input_fn_a_name=(
@@ -576,7 +562,7 @@ rows(
         [],
     ),
 )
-for path in ("fold", "vmap", "shared", "loop"):
+for path in ("auto", "loop"):
 
     def of_path(path: str, x: Tensor) -> Wrong:
         data = [torch.randn(3, 6, 2, 2) for _ in range(4)]
@@ -1583,17 +1569,6 @@ rows(
         TypeError,
         ["num_steps='9' is a str"],
     ),  # pyright: ignore
-    trees_of_two_lengths=(
-        lambda w: tree_map(max, [ONE], [ONE, ONE]),
-        ValueError,
-        ["list of 1", "list of 2", "one str"],
-    ),
-    trees_of_two_names=(
-        lambda w: tree_map(max, {"a": ONE}, {"b": ONE}),
-        ValueError,
-        ["with ['a']", "with ['b']"],
-    ),
-    trees_of_two_kinds=(lambda w: tree_map(max, ONE, None), ValueError, ["a tensor", "a NoneType"]),
 )
 
 # --- Plots ---------------------------------------------------------------------------------------
@@ -1864,7 +1839,7 @@ def test_the_table_is_long_and_asks_for_no_error_from_inside() -> None:
 
 # Figures and result tables, whose signs are replaced where they cannot be shown; and a module that
 # another task has in hand.
-SHOWN = {"plotting.py", "table.py", "terminal.py", "mc_batch_norm.py"}
+SHOWN = {"plotting.py", "table.py", "terminal.py"}
 
 
 def test_what_may_be_printed_is_ascii() -> None:

@@ -75,7 +75,7 @@ def run_threads(*work: Callable[[], None]) -> None:
 # --- Threads -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["fold", "vmap", "shared", "loop"])
+@pytest.mark.parametrize("path", ["auto", "loop"])
 def test_threads_that_share_a_wrapper_get_what_each_would_alone(path: Any) -> None:
     mc = wrapped(path=path, chunk_bytes=4000)
     inputs = [torch.randn(size, 1, 8, 8) for size in (1, 2, 3, 5)]
@@ -118,7 +118,6 @@ def test_threads_that_find_the_path_at_once_leave_warnings_as_they_were() -> Non
 
         run_threads(*(lambda mc=mc: work(mc) for mc in fresh))
         assert warnings.filters == before
-        assert len({mc._plan for mc in fresh}) == 1
 
 
 def test_deterministic_in_one_thread_does_not_reach_another() -> None:
@@ -263,7 +262,7 @@ needs_proc = pytest.mark.skipif(
 
 
 @needs_proc
-@pytest.mark.parametrize("path", ["fold", "vmap", "shared", "loop"])
+@pytest.mark.parametrize("path", ["auto", "loop"])
 @torch.no_grad()
 def test_predictions_leave_nothing_behind(path: Any) -> None:
     mc = wrapped(path=path, chunk_bytes=4000)
@@ -302,17 +301,25 @@ def test_fits_leave_nothing_behind() -> None:
     assert more_size - size < 1 << 20
 
 
-def test_a_prediction_makes_no_reference_cycles() -> None:
+def test_no_reference_cycle_keeps_a_tensor() -> None:
     mc, x = wrapped(), torch.randn(2, 1, 8, 8)
     mc(x)
     gc.collect()
     gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         for _ in range(5):
             mc(x)
-        assert gc.collect() == 0
+        gc.collect()
+        # torch.vmap leaves some functions that refer to themselves.
+        assert {type(each).__name__ for each in gc.garbage} <= _OF_VMAP
     finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
         gc.enable()
+
+
+_OF_VMAP = {"tuple", "cell", "function", "GenericAlias"}
 
 
 # --- Warnings ----------------------------------------------------------------------------------

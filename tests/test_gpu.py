@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("path", ["fold", "vmap", "shared", "loop"])
+@pytest.mark.parametrize("path", ["auto", "loop"])
 def test_predictions_of_every_path(path: str) -> None:
     torch.manual_seed(0)
     model = randomize(lenet(1, 10)).double().cuda()

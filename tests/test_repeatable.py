@@ -102,7 +102,7 @@ def small() -> nn.Module:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["auto", "fold", "vmap", "shared", "loop"])
+@pytest.mark.parametrize("path", ["auto", "loop"])
 @torch.no_grad()
 def test_a_prediction_is_the_same_to_the_bit_each_time(path: Any) -> None:
     batches = list(torch.randn(5, 6, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
@@ -117,7 +117,7 @@ def test_budgets_and_paths_change_the_rounding_only() -> None:
     batches = list(torch.randn(5, 6, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
     x = torch.randn(7, 3, 8, 8)
     outputs: list[Tensor] = []
-    for path in ("fold", "vmap", "shared", "loop"):
+    for path in ("auto", "loop"):
         for budget in (1, 10_000, 30_000, None):
             mc = MCBatchNorm(small(), 5, path=path, chunk_bytes=budget).fit(batches)
             outputs.append(mc(x))
