@@ -276,9 +276,9 @@ def predict(
             size = max(1, inputs.nbytes)
             with _recorded():
                 output = _in_chunks(model, layers, num_estimators, plan, chunk_bytes, given, size)
-            fault = conduct and (conduct.fault() or inputs.fault())
+            fault = conduct and (conduct.fault(may_remember=True) or inputs.fault())
             if fault or before.changed():
-                raise RuntimeError(fault or "the network keeps something of a pass")
+                raise _DoesMore(fault or "the network keeps something of a pass")
         except Exception as error:  # if it is not vmap's, the loop raises it as well
             if type(error).__module__ == "torch.utils.checkpoint":
                 raise  # it is how a checkpoint around the wrapper stops
@@ -286,7 +286,7 @@ def predict(
             inputs.check_unwritten(error)
             reason = _first_sentence(error)
             output = _loop(model, layers, num_estimators, inputs)
-            plan.loops = True
+            plan.loops = not isinstance(error, _DoesMore)
         else:
             inputs.check_unwritten(None)
             plan.mapped, plan.conditions = True, conditions
@@ -294,6 +294,10 @@ def predict(
         output = _loop(model, layers, num_estimators, inputs)
     plan.loop_reason = reason
     return output
+
+
+class _DoesMore(RuntimeError):
+    """What the network did this time it may not do the next time."""
 
 
 def _loop(model: nn.Module, layers: Layers, num_estimators: int, inputs: Inputs) -> Any:

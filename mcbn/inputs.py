@@ -157,7 +157,7 @@ def trace_of(tree: Any) -> list[Any]:
 
 def _mark(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return id(value), value.shape, version(value)
+        return id(value), value.shape, version(value), torch.func.debug_unwrap(value) is value
     return value.tobytes() if isinstance(value, np.ndarray) else id(value)
 
 
@@ -176,8 +176,8 @@ def walk(tree: Any) -> Iterator[tuple[Any, Any]]:
         if isinstance(value, set | deque):
             children = list(enumerate(value))
         elif children is None and len(path) < _DEPTH and not isinstance(value, _WHOLE):
-            children = list(getattr(value, "__dict__", {}).items())
-        if not children:
+            children = list(getattr(value, "__dict__", {}).items()) or None
+        if children is None:
             yield path, value
         elif id(value) not in seen:
             seen.add(id(value))

@@ -49,9 +49,8 @@ def predict(model: nn.Module, draws: list[Statistics], *args: Any, **kwargs: Any
             def replaced(x: Tensor, layer: _BatchNorm = layer, calls: Any = calls) -> Tensor:
                 mean, var = next(calls)
                 # In half precision, statistics and parameters have to be of one type.
-                weight, bias = (
-                    p if p is None else p.to(mean.dtype) for p in (layer.weight, layer.bias)
-                )
+                both = layer.weight, layer.bias
+                weight, bias = (p if p is None else p.to(mean.dtype) for p in both)
                 return nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, layer.eps)
 
             layer.forward = replaced
