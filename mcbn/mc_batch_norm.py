@@ -78,8 +78,7 @@ class MCBatchNorm(nn.Module):
             them, as the authors' code does; ``0.1`` blends as a training step would, and shrinks
             the spread of the means to a tenth.
         path: How estimators are run: with ``"auto"`` several at once, as far as
-            ``torch.vmap`` can (see :mod:`mcbn.estimators`); with ``"loop"`` one plain forward pass
-            after another.
+            ``torch.vmap`` can; with ``"loop"`` one plain forward pass after another.
         chunk_bytes: At most so many bytes for the largest activation of the estimators that run at
             once. By default 8 MiB on a CPU and 1 GiB elsewhere.
 
