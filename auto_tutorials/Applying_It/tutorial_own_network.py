@@ -39,9 +39,9 @@ print(tuple(logits.shape))
 # Is the result right for my network?
 # -----------------------------------
 #
-# The wrapper runs several estimators at once where it can, and one after another where it cannot. To
-# see that both give the same, ask for one forward pass after another with ``path="loop"``, and draw
-# the same mini-batches with a generator.
+# The wrapper runs several estimators at once where it can, and one after another where it cannot.
+# To see that both give the same, ask for one forward pass after another with ``path="loop"``, and
+# draw the same mini-batches with a generator.
 
 fast, slow = (
     MCBatchNorm(resnet, num_estimators=4, mc_batch_size=8, path=path).fit(
