@@ -61,8 +61,8 @@ def _traces(model: nn.Module) -> dict[str, Any]:
     """For each place in which a module keeps something, what changes when that does."""
     traces: dict[str, Any] = {}
     for prefix, module in model.named_modules():
-        own = {name: vars(module)[name] for name in vars(module).keys() - _OF_EVERY_MODULE}
-        for name, value in (own | module._buffers | module._parameters).items():
+        kept = _own(module) | _own_buffers(module) | module._parameters
+        for name, value in kept.items():
             traces[f"{type(module).__name__}.{name} of {prefix or 'the network'}"] = trace_of(value)
     return traces
 
@@ -96,27 +96,53 @@ class Survivors:
 
 
 class Snapshot:
-    """What modules hold, to be put back after a run that was not a plain pass."""
+    """What a network keeps of its own, to be put back after a run that was not a plain pass.
+
+    Args:
+        modules: Its modules. Another thread may fit them meanwhile: statistics are left alone.
+    """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        held = [holder for m in modules for holder in (vars(m), m._buffers)]
-        self.held = [(holder, dict(holder)) for holder in held]
-        tensors = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values())]
-        self.versions = [(tensor, version(tensor)) for tensor in tensors if tensor is not None]
+        self.held = [(module, _own(module), _own_buffers(module)) for module in modules]
+        tensors = [
+            tensor
+            for module, _, buffers in self.held
+            for tensor in (*module._parameters.values(), *buffers.values())
+            if tensor is not None
+        ]
+        self.versions = [(tensor, version(tensor)) for tensor in tensors]
 
     def conditions(self) -> list[Any]:
         """What is another list when a flag, a mode or a hook of a module is another."""
-        return [tuple(map(id, old.values())) for _, old in self.held]
+        return [tuple(map(id, vars(module).values())) for module, _, _ in self.held]
 
     def changed(self) -> bool:
-        """Whether an attribute is another object, or a buffer has been written into."""
+        """Whether an attribute is another object, or a tensor has been written into."""
         return any(
-            holder.keys() != old.keys() or any(holder[name] is not old[name] for name in old)
-            for holder, old in self.held
+            _differ(_own(module), own) or _differ(_own_buffers(module), buffers)
+            for module, own, buffers in self.held
         ) or any(version(tensor) != old for tensor, old in self.versions)
 
     def restore(self) -> None:
         """Put the attributes back."""
-        for holder, old in self.held:
-            holder.clear()
-            holder.update(old)
+        for module, own, buffers in self.held:
+            for holder, now, old in (
+                (vars(module), _own(module), own),
+                (module._buffers, _own_buffers(module), buffers),
+            ):
+                for name in now.keys() - old.keys():
+                    del holder[name]
+                holder.update(old)
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    return {name: v for name, v in vars(module).items() if name not in _OF_EVERY_MODULE}
+
+
+def _own_buffers(module: nn.Module) -> dict[str, Any]:
+    # By items(), as one that is being fitted notes who asks for a buffer by its name.
+    return {name: b for name, b in module._buffers.items() if name not in ("mc_mean", "mc_var")}
+
+
+def _differ(now: dict[str, Any], old: dict[str, Any]) -> bool:
+    return now.keys() != old.keys() or any(now[name] is not old[name] for name in old)
