@@ -27,6 +27,7 @@ PROJECTS = {
                 torch.nn.AdaptiveAvgPool1d torch.nn.BatchNorm1d torch.nn.BatchNorm2d
                 torch.nn.Conv1d torch.nn.CrossEntropyLoss torch.nn.Dropout torch.nn.Flatten
                 torch.nn.LayerNorm torch.nn.Linear torch.nn.MSELoss torch.nn.MaxPool1d
+                torch.nn.MaxPool2d
                 torch.nn.Module torch.nn.ReLU torch.nn.Sequential
                 torch.nn.functional.avg_pool1d torch.nn.functional.avg_pool2d
                 torch.nn.functional.cross_entropy

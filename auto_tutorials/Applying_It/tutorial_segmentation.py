@@ -222,9 +222,9 @@ assert abs(aurocs[0] - aurocs[1]) < 0.02
 # in the picture. If it were so, its share of the entropy would be smaller where digits overlap, as
 # nobody can know there which of them is on top. Here is the share near such places, and elsewhere.
 
-from torch.nn.functional import max_pool2d
+from torch.nn import MaxPool2d
 
-near = max_pool2d((test_layers > 1).float(), 3, stride=1, padding=1).flatten() > 0
+near = MaxPool2d(3, stride=1, padding=1)((test_layers > 1).float()).flatten() > 0
 shares = {}
 for name, chosen in {"near overlaps": near, "elsewhere": ~near}.items():
     shares[name] = summary.mutual_information[chosen].sum() / summary.entropy[chosen].sum()
