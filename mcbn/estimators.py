@@ -280,13 +280,16 @@ def predict(
             if fault or before.changed():
                 raise _DoesMore(fault or "the network keeps something of a pass")
         except Exception as error:  # if it is not vmap's, the loop raises it as well
+            before.restore()
             if type(error).__module__ == "torch.utils.checkpoint":
                 raise  # it is how a checkpoint around the wrapper stops
-            before.restore()
             inputs.check_unwritten(error)
             reason = _first_sentence(error)
             output = _loop(model, layers, num_estimators, inputs)
             plan.loops = not isinstance(error, _DoesMore)
+        except BaseException:  # an interrupt leaves no tensor of vmap's either
+            before.restore()
+            raise
         else:
             inputs.check_unwritten(None)
             plan.mapped, plan.conditions = True, conditions

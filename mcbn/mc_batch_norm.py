@@ -336,7 +336,13 @@ class MCBatchNorm(nn.Module):
         return Plan("it was asked for", loops=True) if self.path == "loop" else Plan()
 
     def _check_number(self, name: str, layer: Any) -> None:
-        """Raise ValueError for statistics of another number of estimators."""
+        """Raise an error for statistics of another number of estimators, or that were rounded."""
+        if layer.mc_mean is not None and layer.mc_mean.element_size() < 4:
+            raise RuntimeError(
+                f"the statistics of layer {name!r} are {layer.mc_mean.dtype}, wanted single "
+                "precision at least, as a variance may not be finite in 16 bits; convert the "
+                "wrapper, not its .model, and fit again."
+            )
         if layer.mc_mean is not None and len(layer.mc_mean) != self.num_estimators:
             raise ValueError(
                 f"num_estimators={self.num_estimators}, but layer {name!r} holds statistics of "
@@ -487,6 +493,17 @@ class MCBatchNorm(nn.Module):
             mean = torch.lerp(layer.running_mean.to(mean.dtype), mean, self.momentum)
             var = torch.lerp(layer.running_var.to(var.dtype), var, self.momentum)
         return mean, var
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MCBatchNorm:
+        """Move and convert, but keep statistics in single precision at least."""
+        layers: list[Any] = list(batch_norms(self.model).values())
+        held = [(each, each.mc_mean, each.mc_var) for each in layers if each.mc_mean is not None]
+        super()._apply(fn, recurse)
+        for layer, mean, var in held:
+            if layer.mc_mean.element_size() < 4:
+                device = layer.mc_mean.device
+                layer.mc_mean, layer.mc_var = mean.to(device), var.to(device)
+        return self
 
     def _load_from_state_dict(
         self,

@@ -418,7 +418,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
     output = mc(x)
     assert output.dtype == dtype
     draws = fitted(mc)
-    assert draws[0]["1"][0][0].dtype == dtype
+    assert draws[0]["1"][0][0].dtype == torch.promote_types(dtype, torch.float32)
     expected = torch.stack(predict(small().to(dtype), draws, x))
     tolerance = 4 * torch.finfo(dtype).eps ** 0.5 if dtype != torch.float64 else 1e-10
     torch.testing.assert_close(output, expected, atol=tolerance, rtol=tolerance)
@@ -658,3 +658,48 @@ def test_a_layer_that_fit_did_not_reach_is_named() -> None:
     mc.model.both = True
     with pytest.raises(RuntimeError, match=r"BatchNorm1d.* 1 times, .*those of fit did so 0 time"):
         mc(torch.randn(5, 6))
+
+
+@pytest.mark.parametrize("narrow", [nn.Module.half, nn.Module.bfloat16])
+def test_statistics_keep_their_precision_when_the_network_loses_its(narrow: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    data = [1000 * torch.randn(9, 6) for _ in range(4)]  # variances beyond 65504
+    mc = MCBatchNorm(model, 4).fit(data).eval()
+    before = mc.model[1].mc_var.clone()
+    assert before.max() > torch.finfo(torch.float16).max
+    with torch.no_grad():
+        wanted = mc(data[0])
+        narrow(mc)
+        got = mc(data[0].to(mc.model[0].weight.dtype))
+    assert torch.equal(mc.model[1].mc_var, before)
+    torch.testing.assert_close(got.float(), wanted, rtol=0.05, atol=0.05)
+    assert mc.double().model[1].mc_var.dtype == torch.float64
+    mc.model.half()  # goes past the wrapper
+    with pytest.raises(RuntimeError, match=r"layer '1' are torch.float16.*fit again"):
+        mc(data[0].half())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ZeroDivisionError("by zero")])
+def test_a_prediction_that_is_interrupted_leaves_no_tensor_of_its_own(error: BaseException) -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.kept, self.fails = nn.BatchNorm1d(6), None, False
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            if self.fails:
+                self.kept = y
+                raise error
+            return y
+
+    mc = MCBatchNorm(Keeps(), 4).fit(batches()).eval()
+    mc.model.fails = True
+    with pytest.raises(type(error)):
+        mc(torch.randn(5, 6))
+    kept = mc.model.kept
+    assert kept is None or torch.func.debug_unwrap(kept) is kept
+    mc.model.fails = False
+    assert mc(torch.randn(5, 6)).shape == (4, 5, 6)
+    assert mc.loop_reason is None
