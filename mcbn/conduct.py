@@ -11,13 +11,15 @@ import gc
 import random
 import weakref
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mcbn.inputs import trace_of, walk
-from mcbn.pooling import version
+from mcbn.tree import tensors_of
 
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 
@@ -72,15 +74,24 @@ def _random_states() -> tuple[Any, ...]:
     return random.getstate(), state["state"]["pos"], state["state"]["key"].tobytes()
 
 
-class Survivors:
+class Survivors(TorchFunctionMode):
     """The tensors of a pass that somebody keeps: in a module, a hook's list, a global variable."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.noted: list[weakref.ref[Tensor]] = []
 
-    def note(self, tensors: list[Tensor]) -> None:
-        """Watch what the pass has computed."""
-        self.noted += map(weakref.ref, tensors)
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Note what comes out."""
+        result = func(*args, **(kwargs or {}))
+        self.noted += map(weakref.ref, tensors_of(result))
+        return result
 
     def any(self, model: nn.Module, inputs: Any) -> bool:
         """Whether some are there after the pass, and its output is gone."""
@@ -103,36 +114,51 @@ class Snapshot:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.held = [(module, _own(module), _own_buffers(module)) for module in modules]
-        tensors = [
+        self.modules = modules
+        self.attributes = [itemgetter(*vars(m).keys() - {"_buffers"}) for m in modules]
+        # While these are held, the id of one is that of no other object.
+        self.held = [({**vars(module)}, _own_buffers(module)) for module in modules]
+        self.marks = self.current_marks()
+        self.tensors = [
             tensor
-            for module, _, buffers in self.held
-            for tensor in (*module._parameters.values(), *buffers.values())
-            if tensor is not None
+            for attributes, buffers in self.held
+            for tensor in (*attributes["_parameters"].values(), *buffers.values())
+            if tensor is not None and not tensor.is_inference()  # of those no writes are counted
         ]
-        self.versions = [(tensor, version(tensor)) for tensor in tensors]
 
-    def conditions(self) -> list[Any]:
-        """What is another list when a flag, a mode or a hook of a module is another."""
-        return [tuple(map(id, vars(module).values())) for module, _, _ in self.held]
+    def current_marks(self) -> list[Any]:
+        """What is another list when an attribute, a flag or a buffer is another object."""
+        marks: list[Any] = []
+        for module, attributes in zip(self.modules, self.attributes, strict=True):
+            own = vars(module)
+            marks.append(len(own))
+            try:
+                marks += map(id, attributes(own))
+            except KeyError as error:
+                marks.append(str(error))
+            if own["_buffers"]:
+                marks += map(id, _own_buffers(module).values())
+        return marks
 
-    def changed(self) -> bool:
-        """Whether an attribute is another object, or a tensor has been written into."""
-        return any(
-            _differ(_own(module), own) or _differ(_own_buffers(module), buffers)
-            for module, own, buffers in self.held
-        ) or any(version(tensor) != old for tensor, old in self.versions)
+    def holds_for(self, modules: Sequence[nn.Module]) -> bool:
+        """Whether these are the same modules, as they were."""
+        return self.modules == modules and self.current_marks() == self.marks
+
+    def versions(self) -> list[int]:
+        """What is another list after a write into a parameter or a buffer."""
+        return [tensor._version for tensor in self.tensors]
 
     def restore(self) -> None:
         """Put the attributes back."""
-        for module, own, buffers in self.held:
-            for holder, now, old in (
-                (vars(module), _own(module), own),
-                (module._buffers, _own_buffers(module), buffers),
+        for module, (attributes, buffers) in zip(self.modules, self.held, strict=True):
+            own = vars(module)
+            for holder, now, before in (
+                (own, own.keys() - {"_buffers"}, {**attributes, "_buffers": own["_buffers"]}),
+                (module._buffers, _own_buffers(module).keys(), buffers),
             ):
-                for name in now.keys() - old.keys():
+                for name in now - before.keys():
                     del holder[name]
-                holder.update(old)
+                holder.update(before)
 
 
 def _own(module: nn.Module) -> dict[str, Any]:
@@ -142,7 +168,3 @@ def _own(module: nn.Module) -> dict[str, Any]:
 def _own_buffers(module: nn.Module) -> dict[str, Any]:
     # By items(), as one that is being fitted notes who asks for a buffer by its name.
     return {name: b for name, b in module._buffers.items() if name not in ("mc_mean", "mc_var")}
-
-
-def _differ(now: dict[str, Any], old: dict[str, Any]) -> bool:
-    return now.keys() != old.keys() or any(now[name] is not old[name] for name in old)

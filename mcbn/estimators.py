@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,14 @@ from torch.func import functional_call
 
 from mcbn.conduct import Conduct, Snapshot
 from mcbn.inputs import Inputs
-from mcbn.pooling import UNTRACKED, Deferred, finished, version
+from mcbn.pooling import (
+    UNTRACKED,
+    Deferred,
+    finished,
+    scale_and_shift,
+    version,
+    worth_deferring,
+)
 from mcbn.statistics import (
     MARKS,
     Handover,
@@ -47,15 +54,21 @@ class Plan:
         loop_reason: Why the last prediction took the plain loop; None if it did not.
         loops: Whether the next one takes it without trying anything else.
         mapped: Whether one went without the loop.
-        conditions: How it was called, that time.
+        snapshot: What the network was like, that time,
+        conditions: and how it was called.
         growth: Bytes of the largest normalized activation for each byte of input, if known.
     """
 
     loop_reason: str | None = None
     loops: bool = False
     mapped: bool = False
+    snapshot: Snapshot | None = field(default=None, repr=False)
     conditions: Any = field(default=None, repr=False)
     growth: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what concerns this network alone, in a copy or a file."""
+        return {**vars(self), "snapshot": None}
 
 
 # --- What estimators share ---------------------------------------------------------------------
@@ -121,9 +134,12 @@ def _is_mapped(tensor: Tensor) -> bool:
 
 # --- One pass of the network -------------------------------------------------------------------
 
+Drawn = Mapping[Any, Sequence[tuple[Tensor, ...]]]
+
 _REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # pyright: ignore[reportAttributeAccessIssue]
 _MAKERS: set[Any] = {torch.tensor, torch.as_tensor, torch.from_numpy, torch.asarray}
 _GRAD_FN: Any = Tensor.grad_fn.__get__  # pyright: ignore
+_LOOKED_AT = {_REQUIRES_GRAD, _GRAD_FN, *UNTRACKED, *_MAKERS}
 
 
 class Estimators(Substitution):
@@ -131,28 +147,51 @@ class Estimators(Substitution):
 
     Args:
         layers: The network's batch norm layers by name.
-        drawn: For each layer, the means and the variances ``(num_calls, num_features)``.
+        drawn: For each layer and each call of it, a mean and a variance ``(num_features,)``; of
+            several estimators without gradients, also the scale and the shift that these come to
+            with the layer's own weight, bias and eps.
         count: How many estimators these are of, on an axis of ``torch.vmap`` if more than one.
         prefix: What was, or is to be, computed once for all; None to compute all of it.
         defers: Whether a max-pooling may go before the scale and the shift.
+        plain: Whether it is the network's own pass and nothing else.
     """
 
     def __init__(
-        self, layers: Layers, drawn: list[Pair], count: int, prefix: Prefix | None, defers: bool
+        self,
+        layers: Layers,
+        drawn: Drawn,
+        count: int,
+        prefix: Prefix | None = None,
+        defers: bool = False,
+        plain: bool = False,
     ) -> None:
         super().__init__(layers, count, defers)
-        self.drawn = dict(zip(layers.values(), drawn, strict=True))
-        self.prefix, self.shares = prefix, defers
+        self.drawn, self.prefix, self.plain = drawn, prefix, plain
 
     def statistics(self, layer: Any, call: int, handed: Handover) -> Pair:
         """Those of this call; RuntimeError where none were drawn."""
-        mean, var = self.drawn[layer]
-        if call >= len(mean):
-            raise called_otherwise(layer, call + 1, len(mean))
+        calls = self.drawn[layer]
+        if call >= len(calls):
+            raise called_otherwise(layer, call + 1, len(calls))
+        mean, var, *_ = calls[call]
         part = part_of(layer, handed.mean)
-        if part is None:
-            return mean[call], var[call]
-        return mean[call][part], var[call][part]
+        return (mean, var) if part is None else (mean[part], var[part])
+
+    def scale_and_shift(self, layer: Any, call: int, handed: Handover) -> Pair | None:
+        """Those computed before, without gradients, if the layer hands over what is its own."""
+        own = layer._parameters
+        if (
+            self.count == 1
+            or self.grad
+            or torch.is_grad_enabled()
+            or handed.mean is not layer.running_mean
+            or handed.weight is not own.get("weight")
+            or handed.bias is not own.get("bias")
+            or handed.eps != layer.eps
+        ):
+            return None
+        _, _, scale, shift = self.drawn[layer][call]
+        return scale, shift
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """Ask the prefix."""
@@ -166,20 +205,20 @@ class Estimators(Substitution):
 
     def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Share what is the same for all estimators."""
-        if self.count > 1 and self.grad and func in (_REQUIRES_GRAD, _GRAD_FN):
-            if func is _GRAD_FN:
-                raise RuntimeError("the network looks at the graph of its gradients")
-            return torch.func.debug_unwrap(args[0]).requires_grad  # vmap says False
-        if self.shares:
+        if func in _LOOKED_AT and not self.plain:
             if func in UNTRACKED:
                 raise RuntimeError(f"the network uses {func.__name__}, past what PyTorch records")
             if func in _MAKERS and args and isinstance(args[0], np.ndarray):
                 raise RuntimeError("the network makes a tensor of NumPy's numbers")
+            if func == _GRAD_FN and self.count > 1 and self.grad:
+                raise RuntimeError("the network looks at the graph of its gradients")
+            if func == _REQUIRES_GRAD and self.count > 1 and self.grad:
+                return torch.func.debug_unwrap(args[0]).requires_grad  # vmap says False
         prefix = self.prefix
         if prefix is None or (not prefix.open and prefix.position == len(prefix.log)):
             return func(*args, **kwargs)
-        if args and type(args[0]) is Deferred:
-            return func(*args, **kwargs)  # it asks by itself
+        if args and type(args[0]) is Deferred:  # it asks by itself
+            return func(*args, **kwargs)
         if kwargs.get("generator") is not None:
             prefix.drew = True
         return prefix.once(func, lambda: func(*args, **kwargs))
@@ -191,17 +230,17 @@ def _run(
     start: int,
     count: int,
     inputs: Any,
-    prefix: Prefix | None = None,
-    plain: bool = False,
+    **sharing: Any,
 ) -> tuple[Any, int]:
     """A pass for some estimators: the output with their axis, and the bytes of the largest layer.
 
-    A ``plain`` one, of a single estimator, is the network's own and nothing else.
+    ``sharing`` is for :class:`Estimators`.
     """
     args, kwargs = inputs
-    drawn = [held(layer, start, start + count) for layer in layers.values()]
     if count == 1:
-        run = Estimators(layers, [(m[0], v[0]) for m, v in drawn], 1, prefix, not plain)
+        held_here = {layer: held(layer, start, start + 1) for layer in layers.values()}
+        drawn = {layer: list(zip(m[0], v[0], strict=True)) for layer, (m, v) in held_here.items()}
+        run = Estimators(layers, drawn, 1, **sharing)
         with run:
             output = finished(model(*args, **kwargs))
         _check_recomputation(run, output)
@@ -210,9 +249,15 @@ def _run(
 
     # vmap returns tensors only: what they stood in is kept aside, and filled again.
     aside: list[Any] = []
+    numbers = {layer: _numbers(layer, start, start + count) for layer in layers.values()}
 
-    def mapped(drawn: list[Pair]) -> list[Tensor]:
-        run = Estimators(layers, drawn, count, prefix, True)
+    def mapped(flat: list[Tensor]) -> list[Tensor]:
+        values = iter(flat)
+        drawn = {
+            layer: [tuple(next(values) for _ in call) for call in calls]
+            for layer, calls in numbers.items()
+        }
+        run = Estimators(layers, drawn, count, **sharing)
         with run:
             output = finished(model(*args, **kwargs))
         aside.extend((run, output))
@@ -220,10 +265,20 @@ def _run(
 
     # What a checkpoint saves under vmap cannot be used after it.
     with torch.autograd.graph.disable_saved_tensors_hooks("it saves tensors in its own way"):
-        tensors = iter(torch.vmap(mapped, randomness="different")(drawn))
+        flat = [value for calls in numbers.values() for call in calls for value in call]
+        tensors = iter(torch.vmap(mapped, randomness="different")(flat))
     run, output = aside
     _check_leaves(output)
     return tree_map(lambda _: next(tensors), output), run.largest
+
+
+def _numbers(layer: Any, start: int, stop: int) -> list[tuple[Tensor, ...]]:
+    """For each call, what :class:`Estimators` needs of so many of them."""
+    numbers = held(layer, start, stop)
+    if not torch.is_grad_enabled():
+        own = layer._parameters
+        numbers += scale_and_shift(*numbers, own.get("weight"), own.get("bias"), layer.eps)
+    return list(zip(*(number.unbind(1) for number in numbers), strict=True))
 
 
 def _check_recomputation(run: Substitution, output: Any) -> None:
@@ -267,20 +322,21 @@ def predict(
     modules = list(model.modules())
     reason = plan.loop_reason if plan.loops else _why_loop(modules)
     if reason is None:
-        before = Snapshot(modules)
-        # What is called in another way than the last time may do other things.
-        conditions = before.conditions(), inputs.conditions()
-        conduct = None if conditions == plan.conditions else Conduct(model)
+        snapshot, conduct = plan.snapshot, None
+        if not (snapshot and inputs.conditions == plan.conditions and snapshot.holds_for(modules)):
+            # What is called in another way than the last time may do other things.
+            snapshot, conduct = Snapshot(modules), Conduct(model)
+        versions = snapshot.versions()
         try:
             given = inputs.given if conduct is None else inputs.fresh()
-            size = max(1, inputs.nbytes)
-            with _recorded():
-                output = _in_chunks(model, layers, num_estimators, plan, chunk_bytes, given, size)
+            output = _in_chunks(model, layers, num_estimators, plan, chunk_bytes, given, inputs)
             fault = conduct and (conduct.fault(may_remember=True) or inputs.fault())
-            if fault or before.changed():
-                raise _DoesMore(fault or "the network keeps something of a pass")
+            if not fault and not (snapshot.holds_for(modules) and snapshot.versions() == versions):
+                fault = "the network keeps something of a pass"
+            if fault:
+                raise _DoesMore(fault)
         except Exception as error:  # if it is not vmap's, the loop raises it as well
-            before.restore()
+            snapshot.restore()
             if type(error).__module__ == "torch.utils.checkpoint":
                 raise  # it is how a checkpoint around the wrapper stops
             inputs.check_unwritten(error)
@@ -288,11 +344,11 @@ def predict(
             output = _loop(model, layers, num_estimators, inputs)
             plan.loops = not isinstance(error, _DoesMore)
         except BaseException:  # an interrupt leaves no tensor of vmap's either
-            before.restore()
+            snapshot.restore()
             raise
         else:
             inputs.check_unwritten(None)
-            plan.mapped, plan.conditions = True, conditions
+            plan.mapped, plan.snapshot, plan.conditions = True, snapshot, inputs.conditions
     else:
         output = _loop(model, layers, num_estimators, inputs)
     plan.loop_reason = reason
@@ -332,8 +388,9 @@ def _in_chunks(
     plan: Plan,
     chunk_bytes: int,
     given: Any,
-    size: int,
+    inputs: Inputs,
 ) -> Any:
+    size = max(1, inputs.nbytes)
     outputs: list[Any] = []
     prefix: Prefix | None = None
     done = 0
@@ -344,9 +401,13 @@ def _in_chunks(
         left = num_estimators - done
         num_chunks = -(-left // max(1, min(fitting, left)))
         chunk = -(-left // num_chunks)
-        if chunk < num_estimators and (prefix is None or not prefix.restart()):
-            prefix = Prefix(given)
-        output, largest = _run(model, layers, done, chunk, given, prefix)
+        # What is small runs at once, and nothing of it waits or is kept: no record is needed.
+        small = chunk == num_estimators and not worth_deferring(chunk * growth * size)
+        with nullcontext() if small else _recorded():
+            if chunk < num_estimators and (prefix is None or not prefix.restart()):
+                prefix = Prefix(given)
+            sharing = {"prefix": prefix, "defers": not small}
+            output, largest = _run(model, layers, done, chunk, given, **sharing)
         outputs.append(output)
         plan.growth = largest / size
         done += chunk

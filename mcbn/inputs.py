@@ -91,12 +91,18 @@ class Inputs:
     Args:
         args: Positional ones, as the caller gave them.
         kwargs: Those by name.
+
+    Attributes:
+        conditions: What is another list when the network is called with something else.
+        nbytes: The size of all tensors.
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.given: Any = (args, kwargs)
-        self.trace = trace_of(self.given)
-        self.nbytes = sum(nbytes(v) for _, v in walk(self.given) if isinstance(v, Tensor))
+        items = list(walk(self.given))
+        self.trace = [(path, _mark(value)) for path, value in items]
+        self.conditions = [(path, _kind(value)) for path, value in items]
+        self.nbytes = sum(nbytes(value) for _, value in items if isinstance(value, Tensor))
         self.copy: Any = None
         self.copy_trace: Any = None
 
@@ -105,10 +111,6 @@ class Inputs:
         self.copy = cloned(self.given)
         self.copy_trace = trace_of(self.copy)
         return self.copy
-
-    def conditions(self) -> list[Any]:
-        """What is another list when the network is called with something else."""
-        return [(path, _kind(value)) for path, value in walk(self.given)]
 
     def fault(self) -> str | None:
         """Whether a pass has written into its copy, in words."""
@@ -152,6 +154,8 @@ def _same(pair: Any) -> bool:
 
 def trace_of(tree: Any) -> list[Any]:
     """What is another list after a write into ``tree``."""
+    if isinstance(tree, Tensor) or type(tree) in _PLAIN:
+        return [((), _mark(tree))]
     return [(path, _mark(value)) for path, value in walk(tree)]
 
 

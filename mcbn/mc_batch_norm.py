@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from numbers import Integral
 from typing import Any, Literal
@@ -409,9 +409,9 @@ class MCBatchNorm(nn.Module):
     ) -> tuple[MiniBatch, Call]:
         """Normalize a copy of ``inputs`` with its own statistics, and return it as it is then."""
         args, kwargs = given = cloned(inputs)
-        run = MiniBatch(batch_norms(self.model), self.correction, defers, survivors)
+        run = MiniBatch(batch_norms(self.model), self.correction, defers)
         try:
-            with watching(run.layers) as watched, run:
+            with watching(run.layers) as watched, run, survivors or nullcontext():
                 self.model(*args, **kwargs)
         except Overwritten:
             return self._run_mini_batch(inputs, False, survivors)

@@ -8,8 +8,7 @@ known, and it is that of the layer's weight. So the output of a batch norm layer
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,9 +20,9 @@ from mcbn.tree import tree_map
 _WORTH_DEFERRING = 1 << 17
 
 
-def worth_deferring(x: Tensor, count: int) -> bool:
-    """Whether so many times this tensor are large enough for a pooling first to pay."""
-    return x.dim() > 2 and count * nbytes(x) >= _WORTH_DEFERRING
+def worth_deferring(size: float) -> bool:
+    """Whether activations of so many bytes are large enough for a pooling first to pay."""
+    return size >= _WORTH_DEFERRING
 
 
 def nbytes(tensor: Tensor) -> int:
@@ -32,8 +31,7 @@ def nbytes(tensor: Tensor) -> int:
     return tensor.nbytes if dense else 0
 
 
-@dataclass(frozen=True)
-class Affine:
+class Affine(NamedTuple):
     """The normalization of ``(batch, num_features, …)`` with given statistics.
 
     Attributes:
@@ -44,6 +42,7 @@ class Affine:
         eps: Added to the variance.
         mapped: Whether it is under ``torch.vmap``, whose own rule for batch norm is up to five
             times slower than a scale and a shift.
+        ready: These two, where they have been computed before.
     """
 
     mean: Tensor
@@ -52,16 +51,17 @@ class Affine:
     bias: Tensor | None
     eps: float
     mapped: bool
+    ready: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalize, in the precision of the statistics as native batch norm does."""
-        mean, weight, bias = self.mean, self.weight, self.bias
-        if not self.mapped and mean.dtype == x.dtype:
-            return F.batch_norm(x, mean, self.var, weight, bias, False, 0.0, self.eps)
-        scale = torch.rsqrt(self.var + self.eps)
-        if weight is not None:
-            scale = scale * weight
-        shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
+        if not self.mapped and self.mean.dtype == x.dtype:
+            return F.batch_norm(
+                x, self.mean, self.var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        scale, shift = self.ready or scale_and_shift(
+            self.mean, self.var, self.weight, self.bias, self.eps
+        )
         shape = (-1, *[1] * (x.dim() - 2))
         # A third of the time of torch.addcmul, on a CPU and broadcast like this.
         y = (x * scale.view(shape)).add_(shift.view(shape))
@@ -70,7 +70,19 @@ class Affine:
     def times(self, sign: Tensor) -> Affine:
         """The same for an input that was multiplied by ``sign``."""
         assert self.weight is not None
-        return replace(self, mean=self.mean * sign, weight=self.weight * sign)
+        mean, weight = self.mean * sign, self.weight * sign
+        ready = self.ready and (self.ready[0] * sign, self.ready[1])
+        return self._replace(mean=mean, weight=weight, ready=ready)
+
+
+def scale_and_shift(
+    mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Batch norm's two numbers for each feature, the last axis of them all."""
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight
+    return scale, -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
 
 
 # Activations that never decrease, so that they commute with a maximum.

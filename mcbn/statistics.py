@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from mcbn.conduct import Survivors
 from mcbn.pooling import UNTRACKED, Affine, Deferred, Overwritten, nbytes, worth_deferring
 from mcbn.tree import tensors_of
 
@@ -168,8 +167,9 @@ class Substitution(TorchFunctionMode, ABC):
     def __init__(self, layers: Layers, count: int = 1, defers: bool = True) -> None:
         super().__init__()
         self.layers, self.count = layers, count
-        self.variances = {id(layer.running_var): layer for layer in layers.values()}
         self.owners = {id(layer.running_mean): layer for layer in layers.values()}
+        self.sources = {id(layer.running_var): layer for layer in layers.values()} | self.owners
+        self.sources.pop(id(None), None)
         self.calls: dict[_BatchNorm, int] = {}
         self.grad = torch.is_grad_enabled()
         self.defers = defers and not self.grad
@@ -178,6 +178,10 @@ class Substitution(TorchFunctionMode, ABC):
     @abstractmethod
     def statistics(self, layer: _BatchNorm, call: int, handed: Handover) -> Pair:
         """The mean and the variance, each ``(num_features,)``, of a layer's call in this pass."""
+
+    def scale_and_shift(self, layer: _BatchNorm, call: int, handed: Handover) -> Pair | None:
+        """What :meth:`statistics` comes to with weight, bias and eps, where that is known."""
+        return None
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """Compute what may be the same for all estimators."""
@@ -201,28 +205,26 @@ class Substitution(TorchFunctionMode, ABC):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        kwargs = kwargs or {}
         if func in _HANDOVERS:
-            handed: Handover = _HANDOVERS[func](*args, **(kwargs or {}))
+            handed: Handover = _HANDOVERS[func](*args, **kwargs)
             layer = self.owner(handed.mean)
             if layer is not None:
                 return self.normalize(layer, handed)
             self.unowned(handed)
-        kwargs = kwargs or {}
         result = self.other(func, args, kwargs)
         for value in args:
             # To look at one that waits would end its waiting.
-            if not isinstance(value, Tensor) or type(value) is Deferred:
-                continue
-            if (layer := self.source(value)) is not None:
-                self.check_view(layer, func, result)
+            if isinstance(value, Tensor) and type(value) is not Deferred:
+                layer = self.source(value)
+                if layer is not None:
+                    self.check_view(layer, func, result)
         return result
 
     def source(self, tensor: Tensor) -> _BatchNorm | None:
         """The layer whose running mean or variance this is, or a view of one."""
-        layer = self.owners.get(id(tensor)) or self.variances.get(id(tensor))
-        if layer is None and (base := tensor._base) is not None:
-            layer = self.owners.get(id(base)) or self.variances.get(id(base))
-        return layer
+        base = tensor._base
+        return self.sources.get(id(tensor if base is None else base))
 
     def check_view(self, layer: _BatchNorm, func: Any, result: Any) -> None:
         """Raise RuntimeError unless ``func`` leaves a layer's statistics what they are."""
@@ -261,8 +263,14 @@ class Substitution(TorchFunctionMode, ABC):
             self.ran_without_grad |= not torch.is_grad_enabled()
             check_not_checkpointed()
         mean, var = self.statistics(layer, call, handed._replace(x=x))
-        affine = Affine(mean, var, handed.weight, handed.bias, handed.eps, self.count > 1)
-        if self.defers and handed.weight is layer.weight and worth_deferring(x, self.count):
+        ready = self.scale_and_shift(layer, call, handed)
+        affine = Affine(mean, var, *handed[2:], mapped=self.count > 1, ready=ready)
+        if (
+            self.defers
+            and x.dim() > 2
+            and handed.weight is layer.weight
+            and worth_deferring(self.count * nbytes(x))
+        ):
             return Deferred(x, affine, self)
         self.differ(x)
         return affine(x)
@@ -309,25 +317,15 @@ class MiniBatch(Substitution):
         layers: The network's batch norm layers by name.
         correction: 0 for the biased variance, 1 for the unbiased one.
         defers: Whether a max-pooling may go before the scale and the shift.
-        survivors: What notes the tensors that are computed, if that is wanted.
 
     Attributes:
         drawn: For each layer, the mean and the variance ``(num_features,)`` of each call.
     """
 
-    def __init__(
-        self, layers: Layers, correction: int, defers: bool, survivors: Survivors | None
-    ) -> None:
+    def __init__(self, layers: Layers, correction: int, defers: bool) -> None:
         super().__init__(layers, defers=defers)
-        self.correction, self.survivors = correction, survivors
+        self.correction = correction
         self.drawn: dict[_BatchNorm, list[Pair]] = {layer: [] for layer in layers.values()}
-
-    def __torch_function__(self, *args: Any) -> Any:
-        """Note what comes out."""
-        result = super().__torch_function__(*args)
-        if self.survivors is not None:
-            self.survivors.note(tensors_of(result))
-        return result
 
     def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do not let a pooling wait where a write would leave no trace."""
