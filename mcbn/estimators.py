@@ -9,7 +9,7 @@ memory; what the network computes before they differ, the first of these chunks 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +57,7 @@ class Plan:
         snapshot: What the network was like, that time,
         conditions: and how it was called.
         growth: Bytes of the largest normalized activation for each byte of input, if known.
+        pooled: The names of the layers with a max-pooling behind them, if known.
     """
 
     loop_reason: str | None = None
@@ -65,6 +66,7 @@ class Plan:
     snapshot: Snapshot | None = field(default=None, repr=False)
     conditions: Any = field(default=None, repr=False)
     growth: float | None = None
+    pooled: frozenset[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what concerns this network alone, in a copy or a file."""
@@ -152,7 +154,7 @@ class Estimators(Substitution):
             with the layer's own weight, bias and eps.
         count: How many estimators these are of, on an axis of ``torch.vmap`` if more than one.
         prefix: What was, or is to be, computed once for all; None to compute all of it.
-        defers: Whether a max-pooling may go before the scale and the shift.
+        waiting: The layers whose output waits for a max-pooling, to let it go first.
         plain: Whether it is the network's own pass and nothing else.
     """
 
@@ -162,10 +164,10 @@ class Estimators(Substitution):
         drawn: Drawn,
         count: int,
         prefix: Prefix | None = None,
-        defers: bool = False,
+        waiting: Iterable[nn.Module] = (),
         plain: bool = False,
     ) -> None:
-        super().__init__(layers, count, defers)
+        super().__init__(layers, count, waiting)
         self.drawn, self.prefix, self.plain = drawn, prefix, plain
 
     def statistics(self, layer: Any, call: int, handed: Handover) -> Pair:
@@ -401,13 +403,15 @@ def _in_chunks(
         left = num_estimators - done
         num_chunks = -(-left // max(1, min(fitting, left)))
         chunk = -(-left // num_chunks)
-        # What is small runs at once, and nothing of it waits or is kept: no record is needed.
-        small = chunk == num_estimators and not worth_deferring(chunk * growth * size)
-        with nullcontext() if small else _recorded():
+        pooled = layers.keys() if plan.pooled is None else plan.pooled
+        waiting = [layers[n] for n in pooled] if worth_deferring(chunk * growth * size) else []
+        # Where all run at once and nothing waits, nothing is kept that must not be written into.
+        with nullcontext() if chunk == num_estimators and not waiting else _recorded():
             if chunk < num_estimators and (prefix is None or not prefix.restart()):
                 prefix = Prefix(given)
-            sharing = {"prefix": prefix, "defers": not small}
-            output, largest = _run(model, layers, done, chunk, given, **sharing)
+            output, largest = _run(
+                model, layers, done, chunk, given, prefix=prefix, waiting=waiting
+            )
         outputs.append(output)
         plan.growth = largest / size
         done += chunk

@@ -390,6 +390,9 @@ class MCBatchNorm(nn.Module):
                 inputs = self._inputs(batch, input_fn)
                 with _telling(inputs):
                     run, given = self._run_mini_batch(inputs, index > 0 and not kept, survivors)
+                if run.waiting:
+                    pooled = {name for name, layer in names.items() if layer in run.pooled}
+                    plan.pooled = (plan.pooled or frozenset()) | pooled
                 draws.append(run.drawn)
                 size = sum(map(nbytes, tensors_of(inputs)))
                 plan.growth = max(plan.growth or 0.0, run.largest / max(1, size))
@@ -405,11 +408,11 @@ class MCBatchNorm(nn.Module):
         }, plan
 
     def _run_mini_batch(
-        self, inputs: Call, defers: bool, survivors: Survivors | None
+        self, inputs: Call, waits: bool, survivors: Survivors | None
     ) -> tuple[MiniBatch, Call]:
         """Normalize a copy of ``inputs`` with its own statistics, and return it as it is then."""
         args, kwargs = given = cloned(inputs)
-        run = MiniBatch(batch_norms(self.model), self.correction, defers)
+        run = MiniBatch(batch_norms(self.model), self.correction, waits)
         try:
             with watching(run.layers) as watched, run, survivors or nullcontext():
                 self.model(*args, **kwargs)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mcbn.tree import tree_map
@@ -102,6 +102,8 @@ _POOLS = {*_POOLS_2D, F.max_pool1d, torch.max_pool1d, F.max_pool3d, torch.max_po
 
 
 class _Pass(Protocol):
+    pooled: set[nn.Module]
+
     def once(self, key: Any, compute: Callable[[], Any]) -> Any: ...
 
     def differ(self, x: Tensor) -> None: ...
@@ -111,14 +113,15 @@ class Deferred(Tensor):
     """The output of a batch norm layer, not yet scaled and shifted.
 
     Args:
-        raw: What the layer was given, or what a max-pooling has left of it.
+        layer: That layer.
+        raw: What it was given, or what a max-pooling has left of it.
         affine: The normalization that is to come.
         run: The pass of the network that this is a part of.
         activations: Those that come after it.
     """
 
     @staticmethod
-    def __new__(cls: type[Deferred], raw: Tensor, *_: Any, **__: Any) -> Deferred:
+    def __new__(cls: type[Deferred], layer: nn.Module, raw: Tensor, *_: Any, **__: Any) -> Deferred:
         """Have the shape of ``raw``, and no data."""
         # No public way makes a tensor without data whose every use can be seen.
         return Tensor._make_wrapper_subclass(
@@ -127,12 +130,14 @@ class Deferred(Tensor):
 
     def __init__(
         self,
+        layer: nn.Module,
         raw: Tensor,
         affine: Affine,
         run: _Pass,
         activations: Sequence[Callable[..., Tensor]] = (),
     ) -> None:
-        self.raw, self.affine, self.run, self.activations = raw, affine, run, activations
+        self.layer, self.raw, self.affine, self.run = layer, raw, affine, run
+        self.activations = activations
         self.version, self.value = version(raw), None
 
     def finish(self) -> Tensor:
@@ -157,10 +162,11 @@ class Deferred(Tensor):
         if inplace:
             self.activations = activations
             return self
-        return Deferred(self.raw, self.affine, self.run, activations)
+        return Deferred(self.layer, self.raw, self.affine, self.run, activations)
 
     def pool(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Deferred:
         """Pool now: where the weight is negative, the maximum is that of the negative."""
+        self.run.pooled.add(self.layer)
         raw, affine, weight = self.raw, self.affine, self.affine.weight
         if version(raw) != self.version:
             return self.finish()  # pyright: ignore[reportReturnType]  # it raises
@@ -170,7 +176,7 @@ class Deferred(Tensor):
             shape = (-1, *[1] * (raw.dim() - 2))
             raw = self.run.once("sign", lambda: self.raw * sign.view(shape))
         pooled = self.run.once(("pool", func), lambda: _max_pool(func, raw, args, kwargs))
-        return Deferred(pooled, affine, self.run, self.activations)
+        return Deferred(self.layer, pooled, affine, self.run, self.activations)
 
     def has_size(self, output_size: int | Sequence[int | None]) -> bool:
         """Whether an adaptive pooling to this size would change nothing."""

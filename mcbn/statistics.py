@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from mcbn.pooling import UNTRACKED, Affine, Deferred, Overwritten, nbytes, worth_deferring
+from mcbn.pooling import UNTRACKED, Affine, Deferred, Overwritten, nbytes
 from mcbn.tree import tensors_of
 
 Layers = Mapping[str, _BatchNorm]
@@ -157,14 +157,15 @@ class Substitution(TorchFunctionMode, ABC):
     Args:
         layers: The network's batch norm layers by name.
         count: How many estimators run at once, on an axis of ``torch.vmap`` if more than one.
-        defers: Whether a max-pooling may go before the scale and the shift.
+        waiting: The layers whose output waits for a max-pooling, to let it go first.
 
     Attributes:
+        pooled: Those for which one came.
         largest: Bytes of one estimator's largest normalized activation.
         ran_without_grad: Whether a layer ran where gradients had been switched off on the way.
     """
 
-    def __init__(self, layers: Layers, count: int = 1, defers: bool = True) -> None:
+    def __init__(self, layers: Layers, count: int, waiting: Iterable[nn.Module]) -> None:
         super().__init__()
         self.layers, self.count = layers, count
         self.owners = {id(layer.running_mean): layer for layer in layers.values()}
@@ -172,7 +173,8 @@ class Substitution(TorchFunctionMode, ABC):
         self.sources.pop(id(None), None)
         self.calls: dict[_BatchNorm, int] = {}
         self.grad = torch.is_grad_enabled()
-        self.defers = defers and not self.grad
+        self.waiting = set[nn.Module]() if self.grad else {*waiting}
+        self.pooled: set[nn.Module] = set()
         self.ran_without_grad, self.largest = False, 0
 
     @abstractmethod
@@ -265,13 +267,8 @@ class Substitution(TorchFunctionMode, ABC):
         mean, var = self.statistics(layer, call, handed._replace(x=x))
         ready = self.scale_and_shift(layer, call, handed)
         affine = Affine(mean, var, *handed[2:], mapped=self.count > 1, ready=ready)
-        if (
-            self.defers
-            and x.dim() > 2
-            and handed.weight is layer.weight
-            and worth_deferring(self.count * nbytes(x))
-        ):
-            return Deferred(x, affine, self)
+        if layer in self.waiting and x.dim() > 2 and handed.weight is layer.weight:
+            return Deferred(layer, x, affine, self)
         self.differ(x)
         return affine(x)
 
@@ -316,20 +313,20 @@ class MiniBatch(Substitution):
     Args:
         layers: The network's batch norm layers by name.
         correction: 0 for the biased variance, 1 for the unbiased one.
-        defers: Whether a max-pooling may go before the scale and the shift.
+        waits: Whether the output of a layer waits for a max-pooling, to let it go first.
 
     Attributes:
         drawn: For each layer, the mean and the variance ``(num_features,)`` of each call.
     """
 
-    def __init__(self, layers: Layers, correction: int, defers: bool) -> None:
-        super().__init__(layers, defers=defers)
+    def __init__(self, layers: Layers, correction: int, waits: bool) -> None:
+        super().__init__(layers, 1, layers.values() if waits else ())
         self.correction = correction
         self.drawn: dict[_BatchNorm, list[Pair]] = {layer: [] for layer in layers.values()}
 
     def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do not let a pooling wait where a write would leave no trace."""
-        if self.defers and func in UNTRACKED:
+        if self.waiting and func in UNTRACKED:
             raise Overwritten(func.__name__)
         return func(*args, **kwargs)
 
