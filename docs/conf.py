@@ -53,6 +53,7 @@ extensions = [
     "mathml",
     "mcbn_gallery",
     "tags",
+    "tutorials",
     "sphinxext.opengraph",
     "sphinx_llms_txt",
 ]
