@@ -61,8 +61,8 @@ def card(app: Sphinx, notes: dict[str, Any], match: re.Match[str]) -> str:
         f"*/tutorial_{name}.py"
     )
     about = (
-        f'\n      <p class="mcbn-finds">{notes[name]["finds"]}</p>'
-        f'\n      <p class="mcbn-level">{notes[name]["level"]} · {minutes(script)} minutes</p>'
+        f'\n      <div class="mcbn-finds">{notes[name]["finds"]}</div>'
+        f'\n      <div class="mcbn-level">{notes[name]["level"]} · {minutes(script)} minutes</div>'
     )
     return f">{match['between']}{images}{match['link']}{about}"
 
