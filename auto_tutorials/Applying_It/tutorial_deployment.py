@@ -1,14 +1,14 @@
 """
-From notebook to service
-========================
+Deployment: from notebook to service
+====================================
 
-A network has been trained and wrapped, and now others are to use it: on a machine without the
-training data, without PyTorch, within a few milliseconds; or, the other way round, on several GPUs,
-because there is so much to predict. This page goes these ways with a small LeNet, trained on the
-4,000 digits that come with the package and tested on its 1,000, with seed 0.
+A network has been trained and wrapped, and now others want to use it: on a machine without the
+training data, without PyTorch, within a few milliseconds; or on several GPUs, because there is much
+to predict. This page shows how, with a small LeNet trained on the 4,000 digits that come with the
+package and tested on its 1,000, with seed 0.
 
-What are we going to serve?
----------------------------
+The network to serve
+--------------------
 
 A network after 200 steps, wrapped with 32 estimators from mini-batches of 100 digits, as in its
 training.

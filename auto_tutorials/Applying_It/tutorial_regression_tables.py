@@ -2,10 +2,10 @@ r"""
 Regression with real tables
 ===========================
 
-A table of numbers, one column to be foretold from the others: the most common kind of data there
-is, and the one on which the paper of Monte Carlo Batch Normalization (MCBN, `Teye et al., 2018
-<https://arxiv.org/abs/1802.06455>`_) measured it. A prediction here is a mean and a width. How do
-we tell a good width from a bad one, and are MCBN's any good?
+Predicting one column of a table from the others is among the most common tasks there are, and the
+paper of Monte Carlo Batch Normalization (MCBN, `Teye et al., 2018
+<https://arxiv.org/abs/1802.06455>`_) measured the method on it. A prediction here is a mean and a
+width. How do we tell a good width from a bad one, and are MCBN's any good?
 
 We use the diabetes table that comes with scikit-learn: for 442 patients, ten measurements and the
 progress of the disease a year later. The seed is 0, and a CPU is enough.
@@ -69,7 +69,7 @@ model, routine, trainer = train(datamodule)
 # How much noise is in the target?
 # --------------------------------
 #
-# No network can foretell everything about a patient. The paper calls the precision of what is left
+# No network can predict everything about a patient. The paper calls the precision of what is left
 # :math:`\tau`, so that its variance is :math:`1 / \tau`. We do not know it, but we have validation
 # data. There we take the :math:`\tau` that makes the mean CRPS smallest, the *continuous ranked
 # probability score*: for a forecast with the distribution function :math:`F` and an outcome
@@ -252,7 +252,7 @@ assert abs(changes.mean()) < 0.05
 # How do I use a table of my own?
 # -------------------------------
 #
-# Give its path: a file with a row a line, and the target in the last column or in that of the
+# Give its path: a file with one row per line, and the target in the last column or in the one whose
 # number you give. Lines that are no row are named in the error, since a silent repair would be
 # worse.
 

@@ -1,11 +1,11 @@
 """
-A map of doubt
-==============
+Segmentation: a map of doubt
+============================
 
-A network that segments an image answers a question for every pixel. So it can also be unsure for
+A network that segments an image answers a question about every pixel. So it can be unsure about
 every pixel, and its doubt is a map. On this page a small U-Net learns to find digits in cluttered
-scenes and to colour each pixel with the digit that it belongs to. MCBN then says where it is not to
-be trusted. Does its doubt lie where the errors are?
+scenes and to colour each pixel with the digit that it belongs to. Monte Carlo Batch Normalization
+(MCBN) then says where not to trust it. Does the doubt lie where the errors are?
 
 The scenes are made on the spot from the digits that come with the package: 1,280 for training from
 4,000 digits, 64 for the test from 1,000 others, with seed 0.

@@ -2,14 +2,14 @@
 MCBN, MC dropout, deep ensembles and the plain network
 ======================================================
 
-There are older and better known ways than MCBN to have several predictions of one image. *MC
+There are older and better known ways than MCBN to get several predictions for one image. *MC
 dropout* (`Gal and Ghahramani, 2016 <https://arxiv.org/abs/1506.02142>`_) leaves dropout switched on
 when it predicts. A *deep ensemble* (`Lakshminarayanan et al., 2017
 <https://arxiv.org/abs/1612.01474>`_) trains the network several times over. Which of them is worth
 its price?
 
-On this page all learn from the same digits, and are measured with the same numbers. To leave them
-something to gain, the digits are few: 500 of those that come with the package, and a LeNet that
+On this page all learn from the same digits and are scored in the same way. To leave room for
+improvement, the digits are few: 500 of those that come with the package, and a LeNet that
 learns them by heart. The test has 1,000 other digits, and 1,000 images from FashionMNIST that are
 no digits at all. Everything is done with three seeds.
 

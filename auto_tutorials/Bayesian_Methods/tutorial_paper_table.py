@@ -1,6 +1,6 @@
 r"""
-The paper's table, measured again
-=================================
+The paper's regression table, measured again
+============================================
 
 Before you trust a method, you want to see its published numbers come out on another machine, from
 another program. This page does that for the regression table of Monte Carlo Batch Normalization
@@ -220,7 +220,7 @@ plot_bins(yacht, "resistance").set_label(
 )
 
 # %%
-# It is so here, too. MCBN is too wide, by far so where it is unsure, while dropout and the constant
+# The same happens here. MCBN is too wide, most of all where it is unsure; dropout and the constant
 # twin are far too narrow for the hard boats. CRPS makes us pay for the whole width. PLL asks only
 # how dense the samples are at the outcome: being too wide costs little there, and being too narrow
 # costs much.
@@ -305,7 +305,7 @@ for name, key in names.items():
 
 # %%
 # From the constant width to MCBN's it is a short way, and the optimum is far. Much of that distance
-# cannot be gone by anybody: the optimum knows each error.
+# no method can cover: the optimum knows each error.
 #
 # What was left out?
 # ------------------

@@ -1,6 +1,6 @@
 """
-Is it calibrated?
-=================
+Calibration: can the probabilities be trusted?
+==============================================
 
 A network that is 90 % sure should be right nine times out of ten. If it is, it is *calibrated*,
 and its confidence can be used as a probability. This page looks at the calibration of a network

@@ -1,6 +1,6 @@
 """
-Digits that are no digits
-=========================
+Out-of-distribution detection: digits that are no digits
+========================================================
 
 Show a shirt to a network that reads digits, and it reads a digit. It cannot do otherwise: its
 probabilities sum to one over the ten digits. But it may be unsure, and an application could refuse

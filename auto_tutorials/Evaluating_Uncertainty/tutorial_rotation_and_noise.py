@@ -1,11 +1,11 @@
 """
-Turning the digits
-==================
+Shifted data: rotated and noisy digits
+======================================
 
-Test images are rarely quite like those of the training: a page lies askew in the scanner, a lamp is
-weak. The network should read less, and *know* that it reads less. On this page we turn digits, a
-little at a time, then cover them with noise, and watch what the uncertainty of a network does on
-the way, with and without Monte Carlo Batch Normalization (MCBN).
+Test images are rarely quite like the training images: a page lies askew in the scanner, a lamp is
+weak. The network then makes more errors, and should *know* that it does. On this page we rotate
+digits, a little at a time, then cover them with noise, and watch the uncertainty of a network, with
+and without Monte Carlo Batch Normalization (MCBN).
 
 The data are digits of MNIST that come with the package: 4,000 to train on, 1,000 to test on. The
 seed is 0. No GPU is needed.

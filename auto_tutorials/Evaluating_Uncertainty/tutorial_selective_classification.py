@@ -1,6 +1,6 @@
 """
-Knowing when not to answer
-==========================
+Selective classification: knowing when not to answer
+====================================================
 
 A network that may pass a difficult image on to a person makes fewer errors on the rest. This is
 *selective classification*: answer the images one is surest of, decline the others. This page shows

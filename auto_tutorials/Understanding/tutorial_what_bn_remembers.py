@@ -2,12 +2,20 @@ r"""
 What a batch norm layer remembers
 =================================
 
-Monte Carlo Batch Normalization (MCBN) lets mini-batches of training examples normalize a
-prediction, each in its own way. What does such a mini-batch leave in a network, and what does it do
-to the prediction? With one number in and one number out, we can see all of it.
+A batch norm layer normalizes the *activations* of a network, the numbers that one layer hands to
+the next. It subtracts the mean :math:`\mu` of an activation and divides by its standard deviation:
 
-We make a noisy sine on the spot: 400 points whose noise has a standard deviation of 0.1. Around the
-sine's peak there are no points at all, and none beyond −3 and 3. The seed is 0, a CPU is enough.
+.. math::
+
+    y = \gamma \, \frac{h - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta .
+
+In training, :math:`\mu` and :math:`\sigma^2` are those of the mini-batch, a few examples drawn at
+random. Monte Carlo Batch Normalization (MCBN) draws mini-batches again when it predicts. Each makes
+an *estimator*: the trained network with the means and variances of one mini-batch.
+
+What do these numbers say, and what do they do to a prediction? With one number in and one number
+out, we can see all of it. We make a noisy sine: 400 points whose noise has a standard deviation of
+0.1. There are no points around its peak, and none beyond −3 and 3. The seed is 0; a CPU is enough.
 """
 
 # sphinx_gallery_tags = ["regression", "batch size"]
@@ -34,9 +42,9 @@ ax.figure.set_label("A sine from -7 to 7; the points lie on it, but for its peak
 # Which network?
 # --------------
 #
-# The one of the paper's regressions (`Teye et al., 2018 <https://arxiv.org/abs/1802.06455>`_): a
-# dense layer without bias, a batch normalization and a ReLU, twice, and then an output. It is
-# trained on mini-batches of :math:`M = 64` points.
+# That of the paper's regressions (`Teye et al., 2018 <https://arxiv.org/abs/1802.06455>`_): twice a
+# dense layer without bias, batch normalization and a ReLU, and then an output. It is trained on
+# mini-batches of :math:`M = 64` points.
 
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -66,16 +74,10 @@ model, loader = train(x, y)
 # What does the layer do with a mini-batch?
 # -----------------------------------------
 #
-# In training it computes the mean :math:`\mu` and the variance :math:`\sigma^2` of the mini-batch
-# in each channel :math:`h`, and gives
-#
-# .. math::
-#
-#     \gamma \, \frac{h - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta .
-#
-# So the output for one point depends on which other points are there. Usually that ends with the
-# training: a plain prediction uses the running means of :math:`\mu` and :math:`\sigma^2`. MCBN
-# draws mini-batches again, and keeps the two values of each.
+# In training it takes :math:`\mu` and :math:`\sigma^2` of each channel over the mini-batch, so the
+# output for one point depends on the other points beside it. Usually that ends with the training: a
+# plain prediction uses running averages of both. MCBN draws mini-batches again, and keeps the two
+# values of each.
 
 from mcbn import MCBatchNorm
 
@@ -133,8 +135,8 @@ ax.figure.set_label(
 # -------------------------------------
 #
 # The curves' mean is the prediction, and their variance is the *epistemic* part of the uncertainty:
-# the network is not sure of the curve. The noise of the points is the *aleatoric* part, that no
-# curve can foretell. Here we know it, :math:`0.1^2`. The two variances add up:
+# the network is not sure of the curve. The noise of the points is the *aleatoric* part, which no
+# curve can predict. Here we know its variance, :math:`0.1^2`. The two variances add up:
 #
 # .. math::
 #
@@ -293,9 +295,9 @@ assert larger < 0.6 * base
 # So what does a batch norm layer remember?
 # -----------------------------------------
 #
-# Where its mini-batches lay and how far they spread, and hence how much the prediction depends on
-# that. It is a measure of how sensitive the trained network is, cheap to have and often useful, and
-# it comes with the true noise of the training. It is not a detector of missing data.
+# Where its mini-batches lay and how far they spread, and so how much a prediction depends on them.
+# That measures how sensitive the trained network is, at little cost. It does not detect missing
+# data.
 #
 # What to read next
 # -----------------

@@ -171,7 +171,7 @@ def test_a_tag_on_a_tutorial_leads_to_the_others(tab, server: str) -> None:
     tab.wait_for_selector("[aria-pressed=true]")
     assert tab.locator("[aria-pressed=true]").inner_text().startswith("batch size")
     assert "What a batch norm layer remembers" in shown(tab)
-    assert "A map of doubt" not in shown(tab)
+    assert "Segmentation: a map of doubt" not in shown(tab)
 
 
 def test_without_scripts_the_gallery_is_a_list(browser, server: str) -> None:
