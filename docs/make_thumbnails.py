@@ -243,7 +243,7 @@ def signals(ax: Axes) -> None:
     ax.plot(x[odd], 2.1 + beat[odd], color=ORANGE, lw=4)
 
 
-DOUBTFUL, READINGS, TURNED = 62, (4, 4, 9, 4, 9, 4, 4, 4), 5
+DOUBTFUL, READINGS, TURNED = 64, (4, 4, 9, 4, 9, 4, 4, 4), 5
 DRAWN: tuple[Callable[[Axes], None], ...] = (
     what_bn_remembers,
     batch_size_and_estimators,
