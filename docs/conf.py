@@ -53,6 +53,7 @@ extensions = [
     "mathml",
     "mcbn_gallery",
     "tags",
+    "tutorials",
     "sphinxext.opengraph",
     "sphinx_llms_txt",
 ]
@@ -117,7 +118,7 @@ sphinx_gallery_conf = {
 html_theme = "pydata_sphinx_theme"
 html_title = f"{project} {release}"
 html_static_path = ["_static"]
-html_favicon = "_static/favicon.svg"
+html_logo = html_favicon = "_static/logo.svg"
 html_css_files = ["mcbn.css"]
 html_js_files = [("mcbn.js", {"defer": "defer"})]
 html_math_renderer = "mathml"
@@ -143,8 +144,8 @@ sitemap_url_scheme = "{link}"
 sitemap_excludes = ["404.html", "genindex.html", "py-modindex.html", "search.html"]
 notfound_urls_prefix = urlsplit(site_url).path or "/"
 ogp_site_url = site_url
-ogp_image = f"{site_url}_static/eight_readings.png" if site_url else None
-ogp_image_alt = "Four digits, and under each what eight estimators of one network read in it."
+ogp_image = f"{site_url}_static/social_card.png" if site_url else None
+ogp_image_alt = "mcbn: predictive uncertainty from a network that was trained with batch norm."
 ogp_social_cards = {"enable": False}
 llms_txt_full_file = False
 llms_txt_uri_template = site_url + "{docname}.html"

@@ -1,14 +1,14 @@
 """
-From notebook to service
-========================
+Deployment: from notebook to service
+====================================
 
-A network has been trained and wrapped, and now others are to use it: on a machine without the
-training data, without PyTorch, within a few milliseconds; or, the other way round, on several GPUs,
-because there is so much to predict. This page goes these ways with a small LeNet, trained on the
-4,000 digits that come with the package and tested on its 1,000, with seed 0.
+A network has been trained and wrapped, and now others want to use it: on a machine without the
+training data, without PyTorch, within a few milliseconds; or on several GPUs, because there is much
+to predict. This page shows how, with a small LeNet trained on the 4,000 digits that come with the
+package and tested on its 1,000, with seed 0.
 
-What are we going to serve?
----------------------------
+The network to serve
+--------------------
 
 A network after 200 steps, wrapped with 32 estimators from mini-batches of 100 digits, as in its
 training.
@@ -33,11 +33,11 @@ mc = MCBatchNorm(routine.model, num_estimators=32, mc_batch_size=100)
 mc.fit(datamodule.train_dataloader()).eval()
 
 # %%
-# How is it saved?
-# ----------------
+# Saving
+# ------
 #
-# As any module is, by its ``state_dict``. The statistics of the estimators are part of it, so a
-# wrapper that loads it is fitted, and needs no training data.
+# A wrapper is saved like any module, by its ``state_dict``. The statistics of the estimators are
+# part of it, so a wrapper that loads it is fitted, and needs no training data.
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,11 +53,11 @@ parameters = sum(parameter.numel() for parameter in mc.parameters())
 print(f"{parameters:,} parameters, and {statistics:,} statistics of the estimators")
 
 # %%
-# And loaded?
-# -----------
+# Loading
+# -------
 #
-# Into a wrapper of the same network with as many estimators. ``weights_only=True`` is meant to read
-# numbers and run no code. For files of your own that will do; but it had `a hole
+# A wrapper of the same network with as many estimators can load it. ``weights_only=True`` is meant
+# to read numbers and run no code. That is enough for files of your own; but it had `a hole
 # <https://github.com/pytorch/pytorch/security/advisories/GHSA-53q9-r3pm-6pq6>`_ once, so do not
 # read files of strangers in this way. Ask for `safetensors
 # <https://pypi.org/project/safetensors/>`_, a format that holds tensors and nothing else:
@@ -77,10 +77,10 @@ with torch.no_grad():
 # The plain prediction is in there, too: ``deterministic()`` turns the wrapper into the network that
 # it was made from.
 #
-# How does it run without PyTorch?
-# --------------------------------
+# ONNX: without PyTorch
+# ---------------------
 #
-# As an ONNX file, with all estimators in one graph, for any number of images. This cell needs
+# An ONNX file holds all estimators in one graph, for any number of images. This cell needs
 # ``pip install onnx onnxscript onnxruntime``.
 
 import onnxruntime
@@ -144,8 +144,8 @@ assert (nlls[0] - nlls[3]) / (nlls[0] - nlls[5]) > 0.7
 assert abs(nlls[5] / plain_nll - 1) < 0.05
 
 # %%
-# How long does one image take?
-# -----------------------------
+# Time for one image
+# ------------------
 #
 # The time depends on the machine, so it is in the figure and not in this text. We take the median
 # of 30 predictions, after a few that do not count, and ask for the budget of three plain
@@ -201,10 +201,10 @@ ax.figure.set_label(
 assert latency["MCBN"][-1] / latency["one pass after another"][-1] < 0.5
 
 # %%
-# And on several GPUs, or machines?
-# ---------------------------------
+# Several GPUs or machines
+# ------------------------
 #
-# Then Lightning starts a process for each, and hands each its share of the images. The package has
+# Lightning starts a process for each GPU, and hands each its share of the images. The package has
 # nothing to add: the metrics are right over processes, and ``fit``, where every process calls it,
 # gives all of them the statistics of the first. We show it with two processes on the CPU. What they
 # run is a script, as it would be on a cluster, that loads what we have saved:

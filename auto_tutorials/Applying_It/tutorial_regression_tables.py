@@ -2,19 +2,19 @@ r"""
 Regression with real tables
 ===========================
 
-A table of numbers, one column to be foretold from the others: the most common kind of data there
-is, and the one on which the paper of Monte Carlo Batch Normalization (MCBN, `Teye et al., 2018
-<https://arxiv.org/abs/1802.06455>`_) measured it. A prediction here is a mean and a width. How do
-we tell a good width from a bad one, and are MCBN's any good?
+Predicting one column of a table from the others is among the most common tasks there are, and the
+paper of Monte Carlo Batch Normalization (MCBN, `Teye et al., 2018
+<https://arxiv.org/abs/1802.06455>`_) measured the method on it. A prediction here is a mean and a
+width. How do we tell a good width from a bad one, and are MCBN's any good?
 
 We use the diabetes table that comes with scikit-learn: for 442 patients, ten measurements and the
 progress of the disease a year later. The seed is 0, and a CPU is enough.
 
-What does the datamodule do with a table?
------------------------------------------
+The table
+---------
 
-It splits the rows in three parts, and standardizes all columns with the means and standard
-deviations of the training part alone.
+The datamodule splits the rows into three parts, and standardizes all columns with the means and
+standard deviations of the training part alone.
 """
 
 # sphinx_gallery_tags = ["regression", "calibration"]
@@ -33,12 +33,12 @@ print(f"{datamodule.names[-1]}: mean {datamodule.target_mean:.0f}", end=", ")
 print(f"standard deviation {datamodule.target_std:.0f}")
 
 # %%
-# How is the network trained?
-# ---------------------------
+# The network and its training
+# ----------------------------
 #
-# It has the two dense layers of 50 units of the paper, each followed by a batch normalization. The
-# loss is the squared error. The routine multiplies by ``target_scale`` before it measures anything,
-# so the results have the table's own unit.
+# The network has the two dense layers of 50 units of the paper, each followed by batch
+# normalization. The loss is the squared error. The routine multiplies by ``target_scale`` before it
+# measures anything, so the results have the table's own unit.
 
 import torch
 from torch import nn
@@ -66,10 +66,10 @@ def train(datamodule):
 model, routine, trainer = train(datamodule)
 
 # %%
-# How much noise is in the target?
-# --------------------------------
+# The noise in the target
+# -----------------------
 #
-# No network can foretell everything about a patient. The paper calls the precision of what is left
+# No network can predict everything about a patient. The paper calls the precision of what is left
 # :math:`\tau`, so that its variance is :math:`1 / \tau`. We do not know it, but we have validation
 # data. There we take the :math:`\tau` that makes the mean CRPS smallest, the *continuous ranked
 # probability score*: for a forecast with the distribution function :math:`F` and an outcome
@@ -117,8 +117,8 @@ best = gaussian_crps(predictions, torch.full_like(target, tau**-0.5), target).me
 assert all(best <= score for score in scores)
 
 # %%
-# And what does MCBN add?
-# -----------------------
+# What MCBN adds
+# --------------
 #
 # A hundred estimators from mini-batches of 32, as in the training. Their variance is a part of the
 # width, so less is left for the noise, and :math:`\tau` has to be found anew.
@@ -157,8 +157,8 @@ for results in (plain[0], mcbn[0]):
 assert abs(mcbn[0]["test/reg/CRPS"] / plain[0]["test/reg/CRPS"] - 1) < 0.15
 
 # %%
-# For whom is the forecast wide?
-# ------------------------------
+# Forecasts, patient by patient
+# -----------------------------
 #
 # Below are the test patients in the order of their forecasts, each with the central 95 %; the thick
 # part is what the estimators' spread alone would give.
@@ -249,10 +249,10 @@ assert abs(changes.mean()) < 0.05
 # own first table has scores from 0.2 to 8.5 on seven data sets, and −56 on the eighth. So a varying
 # width from MCBN is no cure for a noisy target; it is a small correction that costs no training.
 #
-# How do I use a table of my own?
-# -------------------------------
+# A table of your own
+# -------------------
 #
-# Give its path: a file with a row a line, and the target in the last column or in that of the
+# Give its path: a file with one row per line, and the target in the last column or in the one whose
 # number you give. Lines that are no row are named in the error, since a silent repair would be
 # worse.
 

@@ -1,20 +1,20 @@
 """
-A map of doubt
-==============
+Segmentation: a map of doubt
+============================
 
-A network that segments an image answers a question for every pixel. So it can also be unsure for
+A network that segments an image answers a question about every pixel. So it can be unsure about
 every pixel, and its doubt is a map. On this page a small U-Net learns to find digits in cluttered
-scenes and to colour each pixel with the digit that it belongs to. MCBN then says where it is not to
-be trusted. Does its doubt lie where the errors are?
+scenes and to colour each pixel with the digit that it belongs to. Monte Carlo Batch Normalization
+(MCBN) then says where not to trust it. Does the doubt lie where the errors are?
 
 The scenes are made on the spot from the digits that come with the package: 1,280 for training from
 4,000 digits, 64 for the test from 1,000 others, with seed 0.
 
-What is in a scene?
--------------------
+The scenes
+----------
 
-Five digits, shrunk to half their size and thrown onto 32 by 32 pixels. The later ones lie on top of
-the earlier ones, and noise on all of them. A pixel's class is its digit plus one, and 0 is the
+A scene shows five digits, shrunk to half their size and thrown onto 32 by 32 pixels. Later ones lie
+on top of earlier ones, with noise over all. A pixel's class is its digit plus one, and 0 is the
 background.
 """
 
@@ -49,8 +49,8 @@ background = (test_truth == 0).float().mean()
 print(tuple(train_scenes.shape), f"{background:.0%} of the test pixels are background")
 
 # %%
-# Which network, and how is it trained?
-# -------------------------------------
+# The network and its training
+# ----------------------------
 #
 # A U-Net looks at the scene at three sizes and brings what it sees back to the full one. Ours has a
 # batch normalization layer after each of its ten 3 by 3 convolutions. It is trained with the
@@ -73,10 +73,10 @@ for _ in range(9):
 model.eval()
 
 # %%
-# How is it wrapped?
-# ------------------
+# Wrapping it
+# -----------
 #
-# As any other network, with mini-batches of 16 scenes as in the training.
+# It is wrapped like any other network, with mini-batches of 16 scenes as in the training.
 
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -110,10 +110,10 @@ print(
 )
 
 # %%
-# What does the doubt look like?
-# ------------------------------
+# The map of doubt
+# ----------------
 #
-# Four scenes of the test. The *entropy* is the whole doubt of a pixel, the *mutual information*
+# Here are four test scenes. The *entropy* is the whole doubt of a pixel, the *mutual information*
 # that part of it that comes from the disagreement of the estimators.
 
 from mcbn.plotting import plot_maps
@@ -140,11 +140,11 @@ axes[0, 0].figure.set_label(
 )
 
 # %%
-# Is it where the errors are?
-# ---------------------------
+# Does the doubt lie where the errors are?
+# ----------------------------------------
 #
-# The mean of both, where the prediction is wrong and where it is right; and the chance that a wrong
-# pixel gets more of it than a right one (the AUROC; 0.5 would be no better than a coin).
+# Here is the mean of both, where the prediction is wrong and where it is right; and the chance that
+# a wrong pixel gets more of it than a right one (the AUROC; 0.5 would be no better than a coin).
 
 import rich
 from torchmetrics.functional.classification import binary_auroc
@@ -183,11 +183,11 @@ for name, doubt in doubts.items():
     assert binary_auroc(doubt[ink], wrong[ink].long()) > 0.6
 
 # %%
-# What is it good for?
-# --------------------
+# Leaving doubtful pixels out
+# ---------------------------
 #
-# For leaving pixels to somebody else. Here is the share of errors among the pixels that are kept,
-# against the share that is kept, the doubtful ones being the first to go.
+# Doubtful pixels can be left to a person. Here is the share of errors among the pixels that are
+# kept, against the share that is kept, the doubtful ones being the first to go.
 
 from mcbn.metrics import risk_coverage_curve
 from mcbn.plotting import plot_risk_coverage
@@ -215,12 +215,13 @@ aurocs = [binary_auroc(doubts[f"{kind} entropy"], wrong.long()) for kind in ("pl
 assert abs(aurocs[0] - aurocs[1]) < 0.02
 
 # %%
-# Does the mutual information say something else?
-# -----------------------------------------------
+# The mutual information
+# ----------------------
 #
-# It is often read as the doubt of the network itself, and the rest of the entropy as that which is
-# in the picture. If it were so, its share of the entropy would be smaller where digits overlap, as
-# nobody can know there which of them is on top. Here is the share near such places, and elsewhere.
+# The mutual information is often read as the doubt of the network itself, and the rest of the
+# entropy as that which is in the picture. If it were so, its share of the entropy would be smaller
+# where digits overlap, as nobody can know there which of them is on top. Here is the share near
+# such places, and elsewhere.
 
 from torch.nn import MaxPool2d
 
@@ -237,8 +238,8 @@ assert abs(shares["near overlaps"] - shares["elsewhere"]) < 0.02
 # The two shares are both below a tenth, and nearly the same. So the last row of the figure is the
 # entropy once more, on another scale, and does not tell one kind of doubt from the other.
 #
-# So is it worth it?
-# ------------------
+# Is it worth it?
+# ---------------
 #
 # Not here: to find errors in scenes like those of the training, the plain entropy will do. The page
 # shows how to get at a map of MCBN's doubt; whether it tells you more than the plain one is to be

@@ -2,21 +2,21 @@
 MCBN, MC dropout, deep ensembles and the plain network
 ======================================================
 
-There are older and better known ways than MCBN to have several predictions of one image. *MC
+There are older and better known ways than MCBN to get several predictions for one image. *MC
 dropout* (`Gal and Ghahramani, 2016 <https://arxiv.org/abs/1506.02142>`_) leaves dropout switched on
 when it predicts. A *deep ensemble* (`Lakshminarayanan et al., 2017
 <https://arxiv.org/abs/1612.01474>`_) trains the network several times over. Which of them is worth
 its price?
 
-On this page all learn from the same digits, and are measured with the same numbers. To leave them
-something to gain, the digits are few: 500 of those that come with the package, and a LeNet that
+On this page all learn from the same digits and are scored in the same way. To leave room for
+improvement, the digits are few: 500 of those that come with the package, and a LeNet that
 learns them by heart. The test has 1,000 other digits, and 1,000 images from FashionMNIST that are
 no digits at all. Everything is done with three seeds.
 
-What do they all learn from?
-----------------------------
+The data
+--------
 
-From tensors in memory, so that a plain training loop will do.
+All learn from tensors in memory, so a plain training loop is enough.
 """
 
 # sphinx_gallery_tags = ["classification", "dropout and ensembles", "out of distribution"]
@@ -32,11 +32,11 @@ train_images, train_labels = datamodule.dataset("train").__getitems__(range(500)
 print(tuple(train_images.shape), tuple(images.shape), tuple(garments.shape))
 
 # %%
-# How is each network trained?
-# ----------------------------
+# The training
+# ------------
 #
-# In batches of 16 for 15 epochs, with the recipe of the first tutorial. So each image passes
-# forward and backward through the network 15 times.
+# Each network is trained in batches of 16 for 15 epochs, with the recipe of the first tutorial. So
+# each image passes forward and backward through the network 15 times.
 
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -59,8 +59,8 @@ def train(model, epochs=15):
 
 
 # %%
-# What does each method need?
-# ---------------------------
+# The methods
+# -----------
 #
 # A method is a function from images to logits, with or without an axis for the estimators. MC
 # dropout needs a network with dropout; ours has a layer in front of each dense layer, which drops
@@ -106,15 +106,15 @@ def mcbn(model, mc_batch_size):
 
 
 # %%
-# What is the same budget?
-# ------------------------
+# Budgets
+# -------
 #
-# It depends on who pays. In predictions, MCBN and MC dropout get 16 forward passes for an image,
-# the ensemble gets 5. In training, an ensemble of 5 costs five trainings. So there is a short one,
-# too, whose members share the budget of one training: each is trained for 3 epochs in place of 15.
-# The network with dropout is also tested with dropout off, to tell what the dropout of the training
-# does from what the samples do. And as methods may be combined, MCBN is applied to each member of
-# the ensemble.
+# What an equal budget is depends on who pays. In predictions, MCBN and MC dropout get 16 forward
+# passes for an image, the ensemble gets 5. In training, an ensemble of 5 costs five trainings. So
+# there is a short one, too, whose members share the budget of one training: each is trained for 3
+# epochs in place of 15. The network with dropout is also tested with dropout off, to tell what the
+# dropout of the training does from what the samples do. And as methods may be combined, MCBN is
+# applied to each member of the ensemble.
 
 
 def methods(seed):
@@ -148,12 +148,13 @@ cost = {
 }
 
 # %%
-# What is measured?
-# -----------------
+# The scores
+# ----------
 #
-# Five numbers. *NLL* and *ECE* say how well the probabilities fit, and *AURC* what an error rate is
-# left when the network may decline, averaged over all rates of declining: for these three, lower is
-# better. The *OOD AUROC* is the chance that a garment gets a higher entropy than a digit.
+# There are five scores. *NLL* and *ECE* say how well the probabilities fit, and *AURC* which
+# error rate remains if the network may decline, averaged over all rates of declining: for these
+# three, lower is better. The *OOD AUROC* is the chance that a garment gets a higher entropy than a
+# digit.
 
 from torchmetrics.functional.classification import binary_auroc
 
@@ -172,10 +173,10 @@ def measure(predict):
 
 
 # %%
-# Who wins?
-# ---------
+# Results
+# -------
 #
-# The mean over the three seeds, and the standard deviation from seed to seed.
+# The table shows the mean over the three seeds, and the standard deviation from seed to seed.
 
 import rich
 
@@ -222,9 +223,9 @@ for other in ("plain", "MCBN 16", "MCBN 4"):
 
 # %%
 # **MCBN changes little.** It leaves the accuracy where it was, within one point. With mini-batches
-# of 16, as in the training, it is the plain network, nearly. Those of 4 lower NLL and ECE. They do
-# not better the order of the images: look at AURC and OOD AUROC, which fall behind or stay where
-# they were, as a network that is less sure of everything is less sure of the digits, too.
+# of 16, as in the training, it is nearly the plain network. Those of 4 lower NLL and ECE. They do
+# not improve the order of the images: AURC and OOD AUROC fall behind or stay where they were, as a
+# network that is less sure of everything is less sure of the digits, too.
 
 for name in ("MCBN 16", "MCBN 4"):
     assert (acc[name] - acc["plain"]).mean().abs() < 0.01
@@ -263,11 +264,11 @@ assert (acc["ens. + MCBN"] - acc["ensemble"]).mean().abs() < 0.01
 assert (nll["ens. + MCBN"] - nll["ensemble"]).mean().abs() < 0.02
 
 # %%
-# So when is MCBN the one to take?
-# --------------------------------
+# When to choose MCBN
+# -------------------
 #
-# When the network is there already. If you can train five, train five. If you have validation
-# images, fit a temperature first
+# Choose MCBN when the network is there already. If you can train five, train five. If you have
+# validation images, fit a temperature first
 # (:ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_calibration.py`): it does more for
 # the probabilities, and costs nothing when predicting. If all you have is a trained network with
 # batch norm and its training data, MCBN is what can be had, for some forward passes. These are

@@ -1,6 +1,6 @@
 r"""
-The paper's table, measured again
-=================================
+The paper's regression table, measured again
+============================================
 
 Before you trust a method, you want to see its published numbers come out on another machine, from
 another program. This page does that for the regression table of Monte Carlo Batch Normalization
@@ -10,11 +10,10 @@ another program. This page does that for the regression table of Monte Carlo Bat
 The measuring takes hours, so its results are stored in a file that comes with the package. One row
 of it is computed again here. The seed of everything is 0, and a CPU is enough.
 
-How is it measured?
--------------------
+How the table is measured
+-------------------------
 
-By one command, which fetches the data that are not there, goes on where it was if it is stopped,
-and writes the file::
+One command fetches the data that are missing, continues where it stopped, and writes the file::
 
     python -m mcbn.experiments.uci yacht boston --processes 2
 
@@ -36,8 +35,8 @@ best for each row in hindsight. In percent of the way between them,
 
 So 0 means that the varying width was of no use, and a negative score that it did harm.
 
-What comes out?
----------------
+The results
+-----------
 """
 
 # sphinx_gallery_tags = ["regression", "dropout and ensembles"]
@@ -58,8 +57,8 @@ rich.print(score_table(results))
 # the other tables it goes less far or nowhere, and on Yacht it does harm by CRPS. Most of the
 # published signs come out again, and two thirds of the numbers within a factor of 3.
 #
-# Is it the published table?
-# --------------------------
+# Against the published table
+# ---------------------------
 #
 # We ask of each number whether it has the published sign, and how many times the published value it
 # is.
@@ -220,7 +219,7 @@ plot_bins(yacht, "resistance").set_label(
 )
 
 # %%
-# It is so here, too. MCBN is too wide, by far so where it is unsure, while dropout and the constant
+# The same happens here. MCBN is too wide, most of all where it is unsure; dropout and the constant
 # twin are far too narrow for the hard boats. CRPS makes us pay for the whole width. PLL asks only
 # how dense the samples are at the outcome: being too wide costs little there, and being too narrow
 # costs much.
@@ -235,8 +234,8 @@ assert normalized(yacht["mcbn"]["runs"], "pll").mean() > 0
 # The τ says the same: 100 is the end of its range. The samples alone are wide enough, and there is
 # no room left for noise.
 #
-# Does a row come out again?
-# --------------------------
+# One row, computed again
+# -----------------------
 #
 # We train the 25 networks of Boston's MCBN once more, with the stored settings. Where Boston's file
 # is not there and cannot be fetched, nothing is trained: then only the stored numbers are shown,
@@ -274,8 +273,8 @@ if "again" in again:
     assert abs(found / stored - 1) < 0.05
 
 # %%
-# How far is the optimum?
-# -----------------------
+# How far away the optimum is
+# ---------------------------
 #
 # Here are the test rows of the five runs on the first split, the surest first: the error of each,
 # the deviation that MCBN predicted, and the error of the 81 rows around (root mean square).
@@ -305,10 +304,10 @@ for name, key in names.items():
 
 # %%
 # From the constant width to MCBN's it is a short way, and the optimum is far. Much of that distance
-# cannot be gone by anybody: the optimum knows each error.
+# no method can cover: the optimum knows each error.
 #
-# What was left out?
-# ------------------
+# What was left out
+# -----------------
 #
 # The paper's grid has 15 decays, 10⁻¹ to 10⁻¹⁵, six values of M from 32 to 1024, as far as a fold
 # has more rows than that (on Energy at most 512: `the authors' set-up file

@@ -1,6 +1,6 @@
 """
-Is it calibrated?
-=================
+Calibration: can the probabilities be trusted?
+==============================================
 
 A network that is 90 % sure should be right nine times out of ten. If it is, it is *calibrated*,
 and its confidence can be used as a probability. This page looks at the calibration of a network
@@ -10,8 +10,8 @@ with Monte Carlo Batch Normalization (MCBN), and shows what each of the numbers 
 The data are digits of MNIST that come with the package: 300 to train on, 3,700 held out for
 validation, 1,000 to test on. The seed is 0. No GPU is needed.
 
-Which network?
---------------
+The network
+-----------
 
 A LeNet, trained for 400 steps without random crops. It sees each of the 300 digits more than 100
 times and learns them by heart. We need its logits for the validation and the test images.
@@ -48,8 +48,8 @@ val_labels, test_labels = datamodule.dataset("val").labels, datamodule.dataset("
 print(tuple(val_logits.shape), tuple(test_logits.shape))
 
 # %%
-# How can we see it?
-# ------------------
+# The reliability diagram
+# -----------------------
 #
 # A *reliability diagram* sorts the test images by confidence into bins of equal width, and shows
 # for each bin how many of its predictions are right. Dots below the diagonal are promises that were
@@ -70,8 +70,8 @@ ax = plot_reliability(reliability_bins(confidence, right))
 ax.figure.set_label("Reliability diagram of the plain network: most dots are below the diagonal.")
 
 # %%
-# Can one number say it?
-# ----------------------
+# The expected calibration error
+# ------------------------------
 #
 # The *expected calibration error* (ECE) is the mean distance of the dots from the diagonal, each
 # dot counted with its images.
@@ -91,13 +91,13 @@ assert confidence.mean() > right.float().mean()
 # 2017 <https://arxiv.org/abs/1706.04599>`_ name depth, width, weight decay, and also batch
 # normalization itself as what it depends on.
 #
-# How small could it be?
-# ----------------------
+# How small can the ECE be?
+# -------------------------
 #
-# Not zero. With 1,000 images the share of right answers in a bin is off by chance, and ECE adds up
-# distances, which never cancel. So we ask what a perfectly calibrated network would get: one that
-# is right with exactly the probability it states. A coin thrown for each image plays its part, 200
-# times.
+# It is not zero. With 1,000 images the share of right answers in a bin is off by chance, and ECE
+# adds up distances, which never cancel. So we ask what a perfectly calibrated network would get:
+# one that is right with exactly the probability it states. A coin thrown for each image plays its
+# part, 200 times.
 
 perfect = torch.stack([ece(confidence, torch.rand(1000) < confidence) for _ in range(200)])
 print(f"ECE of the network:       {ece(confidence, right):.1%}")
@@ -108,8 +108,8 @@ assert perfect.quantile(0.95) / ece(confidence, right) < 1
 # %%
 # An ECE without this comparison says little. Ours is too large to be chance.
 #
-# Can one number repair it?
-# -------------------------
+# Temperature scaling
+# -------------------
 #
 # *Temperature scaling*, from the same paper, divides all logits by one number :math:`T`, chosen so
 # that the labels of the validation images become as likely as possible: :math:`\min_T -\sum_i \log
@@ -123,8 +123,8 @@ print(f"T = {temperature:.2f}")
 assert temperature > 1.2
 
 # %%
-# And what does MCBN do?
-# ----------------------
+# MCBN and calibration
+# --------------------
 #
 # MCBN averages the predictions of 16 estimators. Where they differ, the mean is less sure. How many
 # digits :math:`M` give each its batch statistics? As many as in a batch of the training, 128, says
@@ -240,8 +240,8 @@ assert spread[300] / spread[20] < 1
 # apart, and it is luck: if all 20 are read correctly, the likelihood is highest for a network that
 # is sure of everything.
 #
-# What do the numbers overlook?
-# -----------------------------
+# What the numbers overlook
+# -------------------------
 #
 # *ECE knows nothing about skill.* A network that has learned nothing and gives each digit 10 % is
 # right one time out of ten. Its calibration is perfect. NLL and Brier score see through it.
@@ -305,12 +305,12 @@ for name, logits in {"plain": turned_logits, "plain, scaled": turned_logits / te
 # on a large benchmark: under a shift, a calibration that was fitted before falls short, and methods
 # that average over several models do better.
 #
-# So which one to look at?
-# ------------------------
+# Which number to look at
+# -----------------------
 #
-# A reliability diagram first, to see what is wrong and where. Then NLL or Brier score, to compare
-# methods; ECE beside what chance alone would give; and the digits one by one if they matter one by
-# one. If validation images are there, fit a temperature.
+# Look at a reliability diagram first, to see what is wrong and where. Then NLL or Brier score, to
+# compare methods; ECE beside what chance alone would give; and the digits one by one if they matter
+# one by one. If validation images are there, fit a temperature.
 #
 # What to read next
 # -----------------

@@ -1,6 +1,6 @@
 """
-Digits that are no digits
-=========================
+Out-of-distribution detection: digits that are no digits
+========================================================
 
 Show a shirt to a network that reads digits, and it reads a digit. It cannot do otherwise: its
 probabilities sum to one over the ten digits. But it may be unsure, and an application could refuse
@@ -11,8 +11,8 @@ ranking can be trusted.
 The data come with the package: 4,000 digits of MNIST to train on, 1,000 to test on, and 1,000
 pieces of clothing from the test images of FashionMNIST. The seed is 0. No GPU is needed.
 
-What is a digit, and what is not?
----------------------------------
+Digits and clothing
+-------------------
 """
 
 # sphinx_gallery_tags = ["classification", "out of distribution"]
@@ -29,8 +29,8 @@ axes = plot_images(torch.cat([digits.images[:4], clothes.images[:4]]) / 255, tit
 axes[0].figure.set_label("Four handwritten digits, then four pieces of clothing.")
 
 # %%
-# Which network?
-# --------------
+# The network
+# -----------
 #
 # A LeNet, trained for 400 steps. We shall need more than one, so the training is a function.
 
@@ -70,8 +70,8 @@ ood_logits = predict(mc, datamodule.ood_dataloader())
 print(tuple(logits.shape), tuple(ood_logits.shape))
 
 # %%
-# Which numbers could tell?
-# -------------------------
+# Four scores
+# -----------
 #
 # Each score is high where an image is suspicious.
 #
@@ -112,7 +112,7 @@ figure.set_label(
 )
 
 # %%
-# How is it measured?
+# ROC curve and AUROC
 # -------------------
 #
 # A threshold on a score flags some clothes, rightly, and some digits, wrongly. The *ROC* curve
@@ -173,8 +173,8 @@ mcbn = detect(inside, outside)
 show("MCBN", header, mcbn)
 
 # %%
-# Is it MCBN that finds them?
-# ---------------------------
+# Does MCBN find them?
+# --------------------
 #
 # The plain network has three of the four scores as well. It has no mutual information, as it is a
 # single one.
@@ -201,8 +201,8 @@ assert agreement > 0.6
 # Is the energy the best score, then?
 # -----------------------------------
 #
-# On these clothes, with this network. We change two things. The network: one more is trained in the
-# same way, and three with random crops. They read the digits just as well.
+# It is on these clothes, with this network. We change two things. The network: one more is trained
+# in the same way, and three with random crops. They read the digits just as well.
 
 cropped = MNISTDataModule(source="sample", random_crop=True)
 networks = {
@@ -275,8 +275,8 @@ for name in networks:
 # half, the energy is *lower* for such images than for most digits: worse than a coin. And digits in
 # a mirror, which are nearest to digits, are often missed by both scores of all networks.
 #
-# What is there to take away?
-# ---------------------------
+# Conclusion
+# ----------
 #
 # A score that wins on one set of images may fail on another, and networks that are equally good at
 # digits may be very different at noticing what is none. So an AUROC on FashionMNIST says what a

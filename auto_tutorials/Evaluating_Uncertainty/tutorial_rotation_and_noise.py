@@ -1,17 +1,17 @@
 """
-Turning the digits
-==================
+Shifted data: rotated and noisy digits
+======================================
 
-Test images are rarely quite like those of the training: a page lies askew in the scanner, a lamp is
-weak. The network should read less, and *know* that it reads less. On this page we turn digits, a
-little at a time, then cover them with noise, and watch what the uncertainty of a network does on
-the way, with and without Monte Carlo Batch Normalization (MCBN).
+Test images are rarely quite like the training images: a page lies askew in the scanner, a lamp is
+weak. The network then makes more errors, and should *know* that it does. On this page we rotate
+digits, a little at a time, then cover them with noise, and watch the uncertainty of a network, with
+and without Monte Carlo Batch Normalization (MCBN).
 
 The data are digits of MNIST that come with the package: 4,000 to train on, 1,000 to test on. The
 seed is 0. No GPU is needed.
 
-Which network?
---------------
+The network
+-----------
 
 A LeNet, trained for 400 steps on digits that stand upright, and 8 estimators made of it, each with
 the batch statistics of 128 training digits, as many as in a batch of the training.
@@ -46,8 +46,8 @@ model.eval()
 mc = MCBatchNorm(model, num_estimators=8, mc_batch_size=128).fit(datamodule.train_dataloader())
 
 # %%
-# What does it see?
-# -----------------
+# Rotated digits
+# --------------
 #
 # The test digits are turned to the left by some degrees. This is one of them:
 
@@ -64,7 +64,7 @@ six = (labels == 6).nonzero()[0].item()
 plot_images(torch.stack([turned[angle][six] for angle in angles]), [f"{a}°" for a in angles])
 
 # %%
-# How sure is the network?
+# Accuracy and uncertainty
 # ------------------------
 #
 # All 1,000 test digits go through the plain network and through MCBN, at each angle. We keep the
@@ -136,11 +136,11 @@ assert mean("entropy", plain)[-1] < 0.8 * max(mean("entropy", plain))
 #
 # And past the middle the network becomes *surer* again. A digit on its head looks like a digit.
 #
-# What do the estimators read?
-# ----------------------------
+# What the estimators read
+# ------------------------
 #
-# The digit from above, at four angles, with a row for each of the eight estimators. The darker a
-# cell, the more probable the digit; the frame marks the right one.
+# Here is the digit from above, at four angles, with a row for each of the eight estimators. The
+# darker a cell, the more probable the digit; the frame marks the right one.
 
 from mcbn.plotting import plot_estimators
 from mcbn.predictive import probabilities
@@ -234,11 +234,11 @@ for angle in (0, 20, 40, 60, 80):
 # its AUROC is at least 20 points lower. MCBN finds the errors no better than the plain network, and
 # the negative log-likelihoods are alike, within 15 %.
 #
-# Is it the size of the mini-batches?
-# -----------------------------------
+# The size of the mini-batches
+# ----------------------------
 #
-# Smaller ones spread the estimators wider. Here are 8 estimators from mini-batches of 8 digits, at
-# 80 degrees.
+# Smaller mini-batches spread the estimators wider. Here are 8 estimators from mini-batches of 8
+# digits, at 80 degrees.
 
 small = MCBatchNorm(model, num_estimators=8, mc_batch_size=8).fit(datamodule.train_dataloader())
 wide = summarise(small, turned[80])
@@ -257,8 +257,8 @@ assert abs(finds_errors(wide) - finds_errors(plain[80])) < 0.1
 # average over several models gave surprisingly strong results;
 # :ref:`sphx_glr_auto_tutorials_Bayesian_Methods_tutorial_comparison.py` has such an ensemble.
 #
-# And if it is noise?
-# -------------------
+# Noise
+# -----
 #
 # Gaussian noise is added to the pixels, which are then clipped to black and white.
 
@@ -283,8 +283,8 @@ assert all(abs(right(noisy_mcbn[s]) - right(noisy_plain[s])) < 0.05 for s in sev
 # get worse. At 1.0 most digits are read wrongly, and the network is about as sure as at 0.6. MCBN
 # reads noisy digits as the plain network does, within five points.
 #
-# What is there to take away?
-# ---------------------------
+# Conclusion
+# ----------
 #
 # A rising uncertainty is a sign that something has changed, and it comes early, when most readings
 # are still right. Its level is no measure of how bad things are: far away from the training it

@@ -1,6 +1,6 @@
 """
-Knowing when not to answer
-==========================
+Selective classification: knowing when not to answer
+====================================================
 
 A network that may pass a difficult image on to a person makes fewer errors on the rest. This is
 *selective classification*: answer the images one is surest of, decline the others. This page shows
@@ -10,8 +10,8 @@ and how to set a threshold that keeps a promise on images never seen before.
 The data are digits of MNIST that come with the package: 300 to train on, 3,700 held out for
 validation, 1,000 to test on. The seed is 0. No GPU is needed.
 
-Which network?
---------------
+The network
+-----------
 
 A LeNet, trained for 400 steps on 300 digits, so that there are errors to avoid; and 16 estimators
 made of it, each with the batch statistics of 128 training digits, as many as in a batch of the
@@ -46,13 +46,13 @@ trainer.fit(routine, datamodule.train_dataloader())
 mc = MCBatchNorm(model, num_estimators=16, mc_batch_size=128).fit(datamodule.train_dataloader())
 
 # %%
-# Which images to answer?
-# -----------------------
+# Ranking the images
+# ------------------
 #
-# Those with the highest *confidence*. That may be the highest probability, or any number that is
-# high where a prediction can be trusted. We try three: the highest probability of the plain
-# network, that of MCBN's mean, and the mutual information with a minus sign, which is high where
-# the estimators agree.
+# Answer the images with the highest *confidence*. That may be the highest probability, or any
+# number that is high where a prediction can be trusted. We try three: the highest probability of
+# the plain network, that of MCBN's mean, and the mutual information with a minus sign, which is
+# high where the estimators agree.
 
 from mcbn.predictive import summarise_classification
 
@@ -82,7 +82,7 @@ titles = [f"{mcbn.label[i]}? {mcbn.confidence[i]:.0%}" for i in unsure]
 plot_images(datamodule.dataset("test").images[unsure] / 255, titles)
 
 # %%
-# What is it worth?
+# Risk and coverage
 # -----------------
 #
 # The *risk* is the share of errors among the answers, the *coverage* the share of images that are
@@ -118,8 +118,8 @@ for name, (coverage, risk) in curves.items():
     print(f"{name:26}{1 - coverage[errors <= errors[-1] / 10].max():.0%}")
 
 # %%
-# In a single number?
-# -------------------
+# A single number: AURC
+# ---------------------
 #
 # *AURC* is the mean risk over all coverages, the area under the curve. A wrong answer with the
 # highest confidence counts in it at every coverage, with a weight that grows as fewer are answered:
@@ -161,8 +161,8 @@ aurc.update(plain.probs, test_labels)
 assert abs(aurc.compute().item() - measured["plain, probability"][0]) < 1e-6
 
 # %%
-# Is the order of MCBN better?
-# ----------------------------
+# Does MCBN rank better?
+# ----------------------
 #
 # The two AURCs differ. To see whether the difference is more than chance, we draw 200 new test sets
 # from the test images, with replacement, and compute the difference on each of them.
@@ -183,8 +183,8 @@ assert differences.mean().abs() / (100 * measured["plain, probability"][0]) < 0.
 # nearly the same order. What chooses the images here is the plain network's probability, which is
 # there without MCBN.
 #
-# Where to put the threshold?
-# ---------------------------
+# Choosing a threshold
+# --------------------
 #
 # Say, at most 2 % of the answers may be wrong. The threshold must not be chosen on the test images.
 # On the validation images, we take the lowest one that keeps the risk, and look at what it does on
@@ -215,8 +215,8 @@ assert coverage > 0.5
 assert risk < 0.05
 
 # %%
-# Does it keep the promise?
-# -------------------------
+# Does the threshold keep its promise?
+# ------------------------------------
 #
 # That was one try with 3,700 validation images. Usually there are fewer. So we put all 4,700 images
 # that the network has not been trained on together, draw 500 of them for validation, and test on
@@ -266,8 +266,8 @@ assert answered_with_margin / answered < 1
 # guarantee: the interval is meant for one threshold, and we look at many. `Geifman and El-Yaniv,
 # 2017 <https://arxiv.org/abs/1705.08500>`_, show how to get one.)
 #
-# What does it overlook?
-# ----------------------
+# What it overlooks
+# -----------------
 #
 # The threshold is right for images like those that it was chosen on. Images that are no digits, or
 # digits turned over, may get a high confidence too, and are answered.

@@ -32,8 +32,8 @@ trainer.fit(routine, datamodule=datamodule)
 model = model.eval()
 
 # %%
-# How do we try many values at once?
-# ----------------------------------
+# Trying many values at once
+# --------------------------
 #
 # For each :math:`M` we draw 64 estimators. For a smaller :math:`S` we need no new ones: the 64 make
 # 64 groups of one, 32 of two, and so on, and we take the mean over the groups. So a value is no
@@ -102,8 +102,8 @@ assert nll[32][-1] < 1.1 * plain[1]
 # estimators end below the plain network's NLL or at most a tenth above. On these digits there is
 # little to gain, and more to lose with a small :math:`S`.
 #
-# Is it the same elsewhere?
-# -------------------------
+# Another network, another data set
+# ---------------------------------
 #
 # The `log of another implementation
 # <https://github.com/Glutamat42/mcbn-pytorch/blob/e0195368a4a3236ec5e680ca36f59126707eeed5/run.log>`_
@@ -133,11 +133,12 @@ for name, value in at_16.items():
 # In both, 16 estimators give at least 85 % of what 64 give. In the log's accuracy, too, one
 # estimator is worse than none: 91.85 % against 92.66 %, which 8 estimators reach again.
 #
-# What does the size of a mini-batch do?
-# --------------------------------------
+# The size of the mini-batches
+# ----------------------------
 #
-# The larger it is, the less its mean and variance vary, and the less the estimators differ. We
-# measure their spread as mutual information, the part of the entropy that comes from disagreement.
+# The larger a mini-batch is, the less its mean and variance vary, and the less the estimators
+# differ. We measure their spread as mutual information, the part of the entropy that comes from
+# disagreement.
 
 spread = [mutual_information(sweep[size]).mean().item() for size in sizes]
 ax = plot_series(sizes, {"spread": spread}, ("M", "mutual information (nats)"), log="xy")
@@ -216,8 +217,8 @@ for size in (2, 4, 32):
     print(f"M = {size}: {values.var(correction=1) / values.var(correction=0):.2f}")
 
 # %%
-# And what does it cost?
-# ----------------------
+# The cost
+# --------
 #
 # ``fit`` costs :math:`S` forward passes of :math:`M` images, once. A prediction costs up to
 # :math:`S` forward passes. But many estimators run together, and what lies before the first batch
@@ -250,8 +251,8 @@ ax.figure.set_label(
 )
 
 # %%
-# Which values should I take?
-# ---------------------------
+# Which values to take
+# --------------------
 #
 # * :math:`M`: the batch size of the training. If you have validation data, try half and twice as
 #   many too; it takes a ``fit`` and no training. A very small :math:`M` makes things worse.

@@ -2,12 +2,20 @@ r"""
 What a batch norm layer remembers
 =================================
 
-Monte Carlo Batch Normalization (MCBN) lets mini-batches of training examples normalize a
-prediction, each in its own way. What does such a mini-batch leave in a network, and what does it do
-to the prediction? With one number in and one number out, we can see all of it.
+A batch norm layer normalizes the *activations* of a network, the numbers that one layer hands to
+the next. It subtracts the mean :math:`\mu` of an activation and divides by its standard deviation:
 
-We make a noisy sine on the spot: 400 points whose noise has a standard deviation of 0.1. Around the
-sine's peak there are no points at all, and none beyond −3 and 3. The seed is 0, a CPU is enough.
+.. math::
+
+    y = \gamma \, \frac{h - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta .
+
+In training, :math:`\mu` and :math:`\sigma^2` are those of the mini-batch, a few examples drawn at
+random. Monte Carlo Batch Normalization (MCBN) draws mini-batches again when it predicts. Each makes
+an *estimator*: the trained network with the means and variances of one mini-batch.
+
+What do these numbers say, and what do they do to a prediction? With one number in and one number
+out, we can see all of it. We make a noisy sine: 400 points whose noise has a standard deviation of
+0.1. There are no points around its peak, and none beyond −3 and 3. The seed is 0; a CPU is enough.
 """
 
 # sphinx_gallery_tags = ["regression", "batch size"]
@@ -31,12 +39,12 @@ ax = plot_curves(grid, grid.sin()[None], points=(x, y))
 ax.figure.set_label("A sine from -7 to 7; the points lie on it, but for its peak, from -3 to 3.")
 
 # %%
-# Which network?
-# --------------
+# The network
+# -----------
 #
-# The one of the paper's regressions (`Teye et al., 2018 <https://arxiv.org/abs/1802.06455>`_): a
-# dense layer without bias, a batch normalization and a ReLU, twice, and then an output. It is
-# trained on mini-batches of :math:`M = 64` points.
+# That of the paper's regressions (`Teye et al., 2018 <https://arxiv.org/abs/1802.06455>`_): twice a
+# dense layer without bias, batch normalization and a ReLU, and then an output. It is trained on
+# mini-batches of :math:`M = 64` points.
 
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -63,19 +71,13 @@ def train(x, y, steps=600):
 model, loader = train(x, y)
 
 # %%
-# What does the layer do with a mini-batch?
-# -----------------------------------------
+# What the layer does with a mini-batch
+# -------------------------------------
 #
-# In training it computes the mean :math:`\mu` and the variance :math:`\sigma^2` of the mini-batch
-# in each channel :math:`h`, and gives
-#
-# .. math::
-#
-#     \gamma \, \frac{h - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta .
-#
-# So the output for one point depends on which other points are there. Usually that ends with the
-# training: a plain prediction uses the running means of :math:`\mu` and :math:`\sigma^2`. MCBN
-# draws mini-batches again, and keeps the two values of each.
+# In training it takes :math:`\mu` and :math:`\sigma^2` of each channel over the mini-batch, so the
+# output for one point depends on the other points beside it. Usually that ends with the training: a
+# plain prediction uses running averages of both. MCBN draws mini-batches again, and keeps the two
+# values of each.
 
 from mcbn import MCBatchNorm
 
@@ -86,8 +88,8 @@ print("means held by the first layer:", tuple(layer.mc_mean.shape))
 # %%
 # That is 200 estimators, one call of the layer in a forward pass, 50 channels.
 #
-# What is in these 200 × 50 numbers?
-# ----------------------------------
+# What the statistics say
+# -----------------------
 #
 # A channel of the first layer is :math:`h = w x`. The mean of :math:`w x` is :math:`w` times the
 # mean of :math:`x`. So when we divide by the weights, all 50 channels must say the same: where the
@@ -113,8 +115,8 @@ assert width.std(dim=1).max() < 1e-3
 # the input shifted and stretched by the mini-batch :math:`s`. The second layer remembers more, 50
 # means and variances of what the same mini-batch became on the way.
 #
-# How do 200 curves look?
-# -----------------------
+# Two hundred curves
+# ------------------
 
 with torch.no_grad():
     curves = mc(grid[:, None])
@@ -129,12 +131,12 @@ ax.figure.set_label(
 # The figure shows 40 of them. They differ in the way we expect: the sine is shifted to the left or
 # to the right.
 #
-# What is the band, and what is it not?
-# -------------------------------------
+# Two kinds of variance
+# ---------------------
 #
 # The curves' mean is the prediction, and their variance is the *epistemic* part of the uncertainty:
-# the network is not sure of the curve. The noise of the points is the *aleatoric* part, that no
-# curve can foretell. Here we know it, :math:`0.1^2`. The two variances add up:
+# the network is not sure of the curve. The noise of the points is the *aleatoric* part, which no
+# curve can predict. Here we know its variance, :math:`0.1^2`. The two variances add up:
 #
 # .. math::
 #
@@ -184,8 +186,8 @@ assert left > right + 0.05
 # %%
 # The points on the right are few, and the curve misses some of them by more than its band admits.
 #
-# Where is the band wide?
-# -----------------------
+# Where the band is wide
+# ----------------------
 #
 # If a mini-batch shifts the curve by :math:`\mu_s`, the prediction moves by the slope times the
 # shift. The mean of :math:`M` of the :math:`n` points varies by :math:`\sigma_x / \sqrt{M}`, and a
@@ -290,12 +292,12 @@ assert larger < 0.6 * base
 # 0.6 times as wide. The band's width is set by the mini-batches of the training, not by the amount
 # of data. The paper's way out is to train with a suitable :math:`M`, chosen on validation data.
 #
-# So what does a batch norm layer remember?
-# -----------------------------------------
+# What the layer remembers
+# ------------------------
 #
-# Where its mini-batches lay and how far they spread, and hence how much the prediction depends on
-# that. It is a measure of how sensitive the trained network is, cheap to have and often useful, and
-# it comes with the true noise of the training. It is not a detector of missing data.
+# It remembers where its mini-batches lay and how far they spread, and so how much a prediction
+# depends on them. That measures how sensitive the trained network is, at little cost. It does not
+# detect missing data.
 #
 # What to read next
 # -----------------

@@ -41,10 +41,12 @@ PAGE = "draw_a_digit"
 NETWORK = "draw_a_digit_network.js"
 FIGURES = ("draw_a_digit_light.png", "draw_a_digit_dark.png")
 SEED = 0
+SIZE = 16  # of the mini-batches that the page begins with, and that its text and figure are about
+SIZES = (8, SIZE, 128)
 
 
-def train() -> tuple[MCBatchNorm, MNISTDataModule]:
-    """The network of the first tutorial, trained as there, with 32 mini-batches of 16 images."""
+def train() -> tuple[dict[int, MCBatchNorm], MNISTDataModule]:
+    """The network of the first tutorial, trained as there, with 32 mini-batches of each size."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         datamodule = MNISTDataModule(batch_size=128)
@@ -52,9 +54,17 @@ def train() -> tuple[MCBatchNorm, MNISTDataModule]:
         routine = ClassificationRoutine(10, model, nn.CrossEntropyLoss(), optim_lenet)
         trainer = Trainer(max_steps=938, accelerator="cpu", enable_model_summary=False)
         trainer.fit(routine, datamodule=datamodule)
-        mc = MCBatchNorm(model, num_estimators=32, mc_batch_size=16)
-        mc.fit(datamodule.train_dataloader())
-    return mc.eval(), datamodule
+        fitted = {}
+        for size in SIZES:
+            mc = MCBatchNorm(model, num_estimators=32, mc_batch_size=size)
+            fitted[size] = mc.fit(datamodule.train_dataloader()).eval()
+    return fitted, datamodule
+
+
+def predict(mc: MCBatchNorm, datamodule: MNISTDataModule) -> Tensor:
+    """The logits for the test set."""
+    with torch.no_grad():
+        return torch.cat([mc(images) for images, _ in datamodule.test_dataloader()], dim=-2)
 
 
 def choose(information: Tensor) -> Tensor:
@@ -70,15 +80,19 @@ def encoded(tensor: Tensor) -> str:
 
 def make(folder: Path, root: Path) -> None:
     """Train, and write the network and the page's still figures."""
-    mc, datamodule = train()
+    fitted, datamodule = train()
+    mc = fitted[SIZE]
     test_set = datamodule.dataset("test")
     labels, count = test_set.labels, len(test_set)
-    with torch.no_grad():
-        batches = [images for images, _ in datamodule.test_dataloader()]
-        probs = probabilities(torch.cat([mc(images) for images in batches], dim=1))
-        with mc.deterministic():
-            plain = torch.cat([mc(images) for images in batches])
+    probs = probabilities(predict(mc, datamodule))
+    with mc.deterministic():
+        plain = predict(mc, datamodule)
     chosen = choose(mutual_information(probs))
+    spread = [
+        mutual_information(probabilities(predict(each, datamodule))).mean()
+        for each in fitted.values()
+    ]
+    assert spread == sorted(spread, reverse=True), "the page says so"
     alike = (probs.argmax(-1) == probs[0].argmax(-1)).all(0)
     right = probs.mean(0).argmax(-1) == labels
     assert right[alike].float().mean() > right[~alike].float().mean(), "the page says so"
@@ -117,7 +131,16 @@ def make(folder: Path, root: Path) -> None:
         "mean": test_set.mean,
         "std": test_set.std,
         "eps": nn.BatchNorm2d(1).eps,
-        "state": {k: encoded(v) for k, v in mc.state_dict().items() if v.is_floating_point()},
+        "state": {
+            k: encoded(v)
+            for k, v in mc.state_dict().items()
+            if v.is_floating_point() and ".mc_" not in k
+        },
+        "size": SIZE,
+        "statistics": {
+            size: {k: encoded(v) for k, v in each.state_dict().items() if ".mc_" in k}
+            for size, each in fitted.items()
+        },
         "labels": labels[chosen].tolist(),
         "digits": encoded(test_set.images[chosen]),
     }

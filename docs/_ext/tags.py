@@ -42,17 +42,22 @@ def link(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def by_subject(app: Sphinx, gallery: str) -> str:
-    """A section that lists the tutorials of each tag, in the order of the gallery."""
+    """The tutorials of each tag, in the order of the gallery.
+
+    Where scripts are on, the filter stands for this list, which is not shown (mcbn.css).
+    """
     tagged: dict[str, list[str]] = {}
     for path in sorted(Path(app.srcdir, gallery).rglob("tutorial_*.py"), key=reading_order):
         for tag in extract_file_config(path.read_text(encoding="utf-8")).get("tags", []):
             name = path.relative_to(app.srcdir).with_suffix("").as_posix()
             tagged.setdefault(tag, []).append(f":doc:`/{name}`")
     entries = (
-        f".. _{anchor(tag)}:\n\n**{tag.capitalize()}**: {'; '.join(pages)}\n\n"
+        f"   .. _{anchor(tag)}:\n\n   **{tag.capitalize()}**: {'; '.join(pages)}\n\n"
         for tag, pages in sorted(tagged.items())
     )
-    return "By subject\n----------\n\n" + "".join(entries)
+    return ".. container::\n   :name: by-subject\n\n   .. rubric:: By subject\n\n" + "".join(
+        entries
+    )
 
 
 def leave_out_script(app: Sphinx, config: Config) -> None:

@@ -11,20 +11,26 @@
 
   const network = globalThis.mcbnNetwork;
   const bytes = (base64) => Uint8Array.from(atob(base64), (char) => char.charCodeAt(0));
-  const tensor = (name) => new Float32Array(bytes(network.state[`model.${name}`]).buffer);
+  const floats = (base64) => new Float32Array(bytes(base64).buffer);
+  const tensor = (name) => floats(network.state[`model.${name}`]);
   const [conv1, conv2, dense1, dense2, dense3] = [0, 4, 10, 12, 14].map((layer) => ({
     weight: tensor(`${layer}.weight`),
     bias: tensor(`${layer}.bias`),
   }));
-  const norm1 = scalesAndShifts(1);
-  const norm2 = scalesAndShifts(5);
-  const numEstimators = norm1.length - 1; // the plain network, with its running statistics, is last
-  const plain = numEstimators;
+  // The two batch norms for each size of the mini-batches.
+  const norms = Object.fromEntries(
+    Object.keys(network.statistics).map((size) => [size, [1, 5].map((layer) => scalesAndShifts(layer, size))]),
+  );
+  const numEstimators = norms[network.size][0].length - 1;
+  const plain = numEstimators; // the plain network, with its running statistics, is last
 
-  function scalesAndShifts(layer) {
+  function scalesAndShifts(layer, size) {
     const [weight, bias] = [tensor(`${layer}.weight`), tensor(`${layer}.bias`)];
     const [means, vars] = ["mean", "var"].map((name) =>
-      Float32Array.of(...tensor(`${layer}.mc_${name}`), ...tensor(`${layer}.running_${name}`)),
+      Float32Array.of(
+        ...floats(network.statistics[size][`model.${layer}.mc_${name}`]),
+        ...tensor(`${layer}.running_${name}`),
+      ),
     );
     return Array.from({ length: means.length / weight.length }, (_, estimator) => {
       const start = estimator * weight.length;
@@ -81,7 +87,8 @@
   }
 
   // The logits of some estimators for an image of 784 pixels from 0 to 255.
-  function logits(pixels, estimators) {
+  function logits(pixels, estimators, size = network.size) {
+    const [norm1, norm2] = norms[size];
     const image = Float32Array.from(pixels, (p) => (p / 255 - network.mean) / network.std);
     const first = convolve(image, SIDE, conv1); // shared by all
     return estimators.map((estimator) => {
@@ -172,11 +179,14 @@
   const seen = find("seen").getContext("2d");
   const digits = bytes(network.digits);
   const percent = (p) => `${Math.round(100 * p)} %`;
+  const sizes = [...document.getElementsByName("digit-size")];
+  const size = () => sizes.find(({ checked }) => checked).value;
   const place = { mean: makeLine("mean", "mean"), plain: makeLine("plain", "plain") };
   element("caption", find("chart"), "estimators, each with a mini-batch of its own");
   const lines = Array.from({ length: numEstimators }, (_, i) => makeLine("estimator", i + 1));
   let pixels = null; // what the network gets
   let index = null; // of the test digit that is shown; null for a drawing
+  let drawn = false; // on the pad, rather than a test digit or an image from a link
   let waiting = false;
 
   function element(kind, parent, text = "") {
@@ -217,7 +227,7 @@
   function update() {
     const count = find("count").valueAsNumber;
     const chosen = [...Array(count).keys()];
-    const probs = pixels ? logits(pixels, [...chosen, plain]).map(softmax) : [];
+    const probs = pixels ? logits(pixels, [...chosen, plain], size()).map(softmax) : [];
     const plainProbs = probs.pop();
     const all = pixels ? summarise(probs) : { mean: null, entropy: 0, information: 0 };
     const read = all.mean && argmax(all.mean);
@@ -278,7 +288,7 @@
     waiting = true;
     requestAnimationFrame(() => {
       waiting = false;
-      if (index === null) readPad();
+      if (drawn) readPad();
       update();
     });
   }
@@ -299,6 +309,7 @@
 
   function clear() {
     index = null;
+    drawn = true;
     find("hint").hidden = false;
     ink.fillStyle = "black";
     ink.fillRect(0, 0, pad.width, pad.height);
@@ -308,7 +319,13 @@
   function showDigit(number) {
     index = number;
     find("test").value = number + 1;
-    pixels = digits.subarray(index * SIDE ** 2, (index + 1) * SIDE ** 2);
+    showImage(digits.subarray(index * SIDE ** 2, (index + 1) * SIDE ** 2));
+  }
+
+  // An image that is given as the network gets it.
+  function showImage(image) {
+    drawn = false;
+    pixels = image;
     showPixels();
     ink.imageSmoothingEnabled = false;
     ink.drawImage(seen.canvas, 0, 0, pad.width, pad.height);
@@ -318,6 +335,56 @@
   function step(by) {
     const { length } = network.labels;
     showDigit((find("test").valueAsNumber - 1 + by + length) % length);
+  }
+
+  // --- A link that carries the image and the size of the mini-batches in its fragment ---
+
+  // Base64 that an address may hold, of the bytes; a 0 is followed by how many more there are.
+  function pack(image) {
+    const packed = [];
+    for (let i = 0; i < image.length; i++) {
+      packed.push(image[i]);
+      if (image[i] !== 0) continue;
+      const start = i;
+      while (i + 1 < image.length && image[i + 1] === 0 && i - start < 255) i++;
+      packed.push(i - start);
+    }
+    return btoa(String.fromCharCode(...packed)).replaceAll("+", "-").replaceAll("/", "_");
+  }
+
+  function unpack(text) {
+    const packed = bytes(text.replaceAll("-", "+").replaceAll("_", "/"));
+    const image = [];
+    for (let i = 0; i < packed.length; i++) {
+      image.push(...(packed[i] === 0 ? Array(packed[++i] + 1).fill(0) : [packed[i]]));
+    }
+    if (image.length !== SIDE ** 2) throw new RangeError("no image");
+    return Uint8Array.from(image);
+  }
+
+  function link() {
+    if (!pixels) return;
+    history.replaceState(null, "", `#drawing=${pack(pixels)}&m=${size()}`);
+    const copied = navigator.clipboard?.writeText(location.href) ?? Promise.reject();
+    copied.then(
+      () => (find("link-said").textContent = "copied"),
+      () => (find("link-said").textContent = "now in the address bar"),
+    );
+  }
+
+  // What the address asks for, if it asks for anything; a text that is no image is ignored.
+  function follow() {
+    const asked = new URLSearchParams(location.hash.slice(1));
+    for (const each of sizes) if (each.value === asked.get("m")) each.checked = true;
+    try {
+      const image = unpack(asked.get("drawing") ?? "");
+      index = null;
+      find("hint").hidden = true;
+      showImage(image);
+      return true;
+    } catch {
+      return false;
+    }
   }
 
   // --- The pen ---
@@ -345,7 +412,7 @@
     if (!event.isPrimary || event.button !== 0) return;
     pad.setPointerCapture(event.pointerId);
     find("status").setAttribute("aria-busy", "true"); // to be read out when the stroke is done
-    if (index !== null) clear(); // a stroke over a test digit begins a drawing
+    if (!drawn) clear(); // a stroke over a test digit begins a drawing
     find("hint").hidden = true;
     last = null;
     stroke(event);
@@ -360,9 +427,12 @@
   find("next").addEventListener("click", () => step(1));
   find("test").addEventListener("input", () => showDigit(find("test").valueAsNumber - 1));
   find("count").addEventListener("input", updateSoon);
+  for (const each of sizes) each.addEventListener("change", updateSoon);
+  find("link").addEventListener("click", link);
+  addEventListener("hashchange", follow);
 
   Object.assign(ink, { lineCap: "round", lineJoin: "round", strokeStyle: "white" });
   ink.lineWidth = (PEN * pad.width) / SIDE;
-  showDigit(0);
+  if (!follow()) showDigit(0);
   globalThis.drawADigit = { centre, logits, update, numEstimators }; // for the tests
 })();

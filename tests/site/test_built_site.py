@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import nbformat
 import pytest
+from matplotlib.image import imread
 
 TUTORIAL = "auto_tutorials/Bayesian_Methods/tutorial_mc_batch_norm.html"
 
@@ -128,6 +129,48 @@ def test_tutorial_says_how_it_ran(parse, tutorial: str) -> None:
     record = [term.text.rstrip(":") for term in soup.select(".mcbn-run dt")]
     assert record == ["Time", "Device", "Memory", "Data", "Seed", "Versions", "Date"]
     assert re.search(r"\d+ minutes \d+\.\d+ seconds", soup.select_one(".sphx-glr-timing").text)
+
+
+def test_tutorial_says_what_it_takes_and_leaves(parse, site, resolve, tutorial: str) -> None:
+    soup = parse(tutorial)
+    beforehand = " ".join(soup.select_one(".mcbn-beforehand").text.split())
+    assert re.fullmatch(r"You will .+, in about \d+ minutes\. You need .+\.", beforehand)
+    assert len(soup.select(".mcbn-takeaways li")) == 3
+    script = site / resolve(tutorial, downloads(soup)[".py"])[0]
+    whole = ast.parse(soup.select_one(".mcbn-whole-code pre").get_text())
+    written = ast.parse(script.read_text(encoding="utf-8"))
+    assert ast.dump(whole) == ast.dump(ast.Module(written.body[1:], []))  # but for the docstring
+
+
+def test_cards_say_what_their_tutorials_find(site: Path, parse, resolve) -> None:
+    gallery = "auto_tutorials/index.html"
+    cards = parse(gallery).select(".sphx-glr-thumbcontainer")
+    assert len(cards) >= 13
+    for card in cards:
+        assert card.select_one(".mcbn-finds").text.endswith(".")
+        assert re.fullmatch(r"[A-Z][a-z ]+ · \d+ minutes", card.select_one(".mcbn-level").text)
+        pictures = [site / resolve(gallery, image["src"])[0] for image in card.select("img")]
+        assert [imread(picture).shape[1] >= 320 for picture in pictures] == [True, True]
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"\d+\.\d+", text)]
+
+
+def test_the_first_page_quotes_what_the_comparison_found(parse) -> None:
+    [quoted] = parse("index.html").select("table.mcbn-brings")
+    found = parse("auto_tutorials/Bayesian_Methods/tutorial_comparison.html")
+    rows = {
+        row.find(["th", "td"]).text: numbers(row.get_text(" "))
+        for row in found.select(".mcbn-results tbody tr")
+    }
+    for line, name in zip(
+        quoted.select("tbody tr"), ("plain", "MCBN 16", "MCBN 4", "ensemble"), strict=True
+    ):
+        nll, ece = numbers(line.get_text(" "))
+        # On another processor the trainings come out a little different.
+        assert nll == pytest.approx(rows[name][2], abs=0.04), name
+        assert ece == pytest.approx(rows[name][4], abs=1.5), name
 
 
 def test_downloads_resolve(site: Path, parse, resolve, tutorial: str) -> None:

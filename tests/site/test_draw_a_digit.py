@@ -34,22 +34,31 @@ def digits(network: dict) -> torch.Tensor:
     return array(network["digits"], "u1").view(-1, 28, 28)
 
 
-@pytest.fixture(scope="module")
-def expected(network: dict, digits: torch.Tensor) -> torch.Tensor:
+SIZES = (8, 16, 128)  # of the mini-batches
+
+
+def computed(network: dict, digits: torch.Tensor, mc_batch_size: int) -> torch.Tensor:
     """PyTorch's logits, (estimators and the plain network, digits, classes)."""
-    size = len(array(network["state"]["model.1.mc_mean"], "<f4")) // 6
+    encoded = network["state"] | network["statistics"][str(mc_batch_size)]
+    size = len(array(encoded["model.1.mc_mean"], "<f4")) // 6
     mc = MCBatchNorm(lenet(1, 10), num_estimators=size).eval()
     shapes = {name: tensor.shape for name, tensor in mc.state_dict().items()}
     shapes |= {
         f"model.{i}.mc_{n}": (size, 1, c) for i, c in ((1, 6), (5, 16)) for n in ("mean", "var")
     }
-    state = {name: array(t, "<f4").view(shapes[name]) for name, t in network["state"].items()}
+    state = {name: array(t, "<f4").view(shapes[name]) for name, t in encoded.items()}
     mc.load_state_dict(state)
     images = (digits[:, None] / 255 - network["mean"]) / network["std"]
     with torch.no_grad(), mc.deterministic():
         plain = mc(images)
     with torch.no_grad():
         return torch.cat([mc(images), plain[None]])
+
+
+@pytest.fixture(scope="module")
+def expected(network: dict, digits: torch.Tensor) -> torch.Tensor:
+    """What the page computes at first."""
+    return computed(network, digits, 16)
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +107,14 @@ def draw(tab, points: list[tuple[float, float]]) -> None:
     tab.mouse.up()
 
 
-def test_agrees_with_pytorch(tab, digits: torch.Tensor, expected: torch.Tensor) -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_agrees_with_pytorch(tab, network: dict, digits: torch.Tensor, size: int) -> None:
+    expected = computed(network, digits, size)
     given = tab.evaluate(
-        """digits => digits.map(pixels => drawADigit
-            .logits(pixels, [...Array(drawADigit.numEstimators + 1).keys()])
+        """([digits, size]) => digits.map(pixels => drawADigit
+            .logits(pixels, [...Array(drawADigit.numEstimators + 1).keys()], size)
             .map(logits => [...logits]))""",
-        digits.flatten(1).tolist(),
+        [digits.flatten(1).tolist(), size],
     )
     logits = torch.tensor(given).transpose(0, 1)
     assert logits.shape == expected.shape == (33, 100, 10)
@@ -142,6 +153,43 @@ def test_shows_what_the_package_computes(tab, network, expected, count: int) -> 
             )
             assert bars == pytest.approx(probs.tolist(), abs=1e-4)
         assert tab.inner_text(".digit-true") == str(network["labels"][index])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_size_of_the_mini_batches_can_be_switched(open_page, network, digits, size) -> None:
+    tab = open_page()
+    tab.get_by_role("radio", name=str(size), exact=True).check()
+    settle(tab)
+    summary = summarise_classification(computed(network, digits, size)[:16, :1])
+    shown = float(tab.inner_text("#digit-information").split()[0])
+    assert shown == pytest.approx(float(summary.mutual_information), abs=6e-4)
+
+
+def test_a_link_shows_the_same_drawing(open_page) -> None:
+    tab = open_page()
+    draw(tab, [(0.3, 0.3), (0.7, 0.3), (0.4, 0.8)])
+    tab.get_by_role("radio", name="8", exact=True).check()
+    tab.click("#digit-link")
+    tab.wait_for_function("document.getElementById('digit-link-said').textContent")
+    seen = """[...document.getElementById("digit-seen")
+        .getContext("2d").getImageData(0, 0, 28, 28).data]"""
+    drawn, said, address = tab.evaluate(seen), status(tab), tab.url
+    assert "#drawing=" in address
+    assert len(address) < 2000
+    other = open_page(address)
+    assert status(other) == said
+    assert other.evaluate(seen) == drawn
+    assert max(drawn[::4]) > 200
+    assert other.get_by_role("radio", name="8", exact=True).is_checked()
+    draw(other, [(0.5, 0.2), (0.48, 0.8)])  # a stroke begins a drawing of its own
+    assert "Reads 1" in status(other)
+
+
+def test_a_link_that_carries_no_image_shows_the_first_digit(open_page, server, network) -> None:
+    for wrong in ("#drawing=AAAA", "#drawing=%%%", "#m=7"):
+        assert f"The test digit is a {network['labels'][0]}." in status(
+            open_page(server + PAGE + wrong)
+        )
 
 
 def overlap(start: float, scale: float, size: int, cells: int) -> np.ndarray:

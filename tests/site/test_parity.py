@@ -41,10 +41,14 @@ def cell_output(output: nbformat.NotebookNode) -> str:
 
 
 @pytest.fixture(autouse=True)
-def same_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read the digits from where the build of the site did."""
+def as_in_the_build(monkeypatch: pytest.MonkeyPatch, parse, tutorial: str) -> None:
+    """The digits are read from where the build of the site did, with its number of threads."""
     root = Path(__file__).resolve().parents[2]
     monkeypatch.setenv("MCBN_DATA", os.environ.get("MCBN_DATA", str(root / "data")))
+    if threads := re.search(r"CPU, (\d+) threads", parse(tutorial).select_one(".mcbn-run").text):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads[1])
+    # A thread that waits leaves its core to what the other worker runs.
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""Draw the figure of the README and the first page from the digits in the package.
+"""Draw the figure of the first page from the digits in the package.
 
-Run as ``python docs/make_readme_figure.py``; it writes docs/_static/eight_readings.png, and
+Run as ``python docs/make_eight_readings.py``; it writes docs/_static/eight_readings.png, and
 eight_readings_dark.png for the site's dark theme.
 """
 
