@@ -8,11 +8,14 @@ goes on where it was stopped; a run counts until the script's code or ``--journa
     python tests/claims.py --seeds 30                      # all tutorials, on the sample
     python tests/claims.py --seeds 30 --source full        # those that read MNIST or Boston
     python tests/claims.py --seeds 5 --tutorial calibration --threads 1 2
+    python tests/claims.py --seeds 30 --jobs 16 --minutes 8
     python tests/claims.py --seeds 0                       # only write the report
 
-Seed 0 is the script's own. The report is ``docs/guide/claims.csv``, a row a claim, with a summary
-beside it. *Margin* is by how much the comparison held (negative: it failed), *sds* the mean margin
-in standard deviations over the runs. A claim should have held in all runs, and by 3 sds or more.
+Seed 0 is the script's own. With another PyTorch, processor or device the runs are others, and
+journals from several machines are put together with ``cat``. The report is
+``docs/guide/claims.csv``, a row a claim, with a summary beside it. *Margin* is by how much the
+comparison held (negative: it failed), *sds* the mean margin in standard deviations over the runs. A
+claim should have held in all runs, and by 3 sds or more.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import zip_longest
@@ -104,8 +108,7 @@ def execute(script: Path, seed: int, source: str, output: Path) -> None:
         lambda claim: found.append((claim.text, not claim.failed, claim.margin)),
     )
     exec(compile(ast.fix_missing_locations(tree), str(script), "exec"), namespace)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    output.write_text(json.dumps({"claims": found, "device": device}), encoding="utf-8")
+    output.write_text(json.dumps({"claims": found}), encoding="utf-8")
 
 
 def forbid_downloads() -> None:
@@ -149,6 +152,7 @@ def run(script: Path, seed: int, source: str, threads: int, gpu: bool) -> dict[s
 
 def plan(options: argparse.Namespace) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The runs that are asked for, one seed of all tutorials after the other."""
+    here = machine(options.gpu)
     for seed in range(options.seeds):
         for threads in options.threads:
             for script, tree in options.scripts.items():
@@ -158,21 +162,36 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[Path, dict[str, Any]]]:
                     script,
                     {
                         "tutorial": name_of(script),
-                        "code": digest(tree),
+                        "code": digest(script),
                         "seed": seed,
                         "source": options.source,
                         "threads": threads,
-                        "gpu": options.gpu,
+                        **here,
                     },
                 )
+
+
+def machine(gpu: bool) -> dict[str, str]:
+    """What else than the seed may change a script's numbers."""
+    import torch
+
+    return {
+        "torch": version("torch").partition("+")[0],
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if gpu else "CPU",
+    }
 
 
 def name_of(script: Path) -> str:
     return script.stem.removeprefix("tutorial_")
 
 
-def digest(tree: ast.Module) -> str:
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12]
+def digest(script: Path) -> str:
+    """Of the lines of code; `ast.unparse` would give each Python another one."""
+    text = script.read_text(encoding="utf-8")
+    after = text.splitlines()[ast.parse(text).body[0].end_lineno :]
+    code = [line for line in after if line and not line.startswith("#")]
+    return hashlib.sha256("\n".join(code).encode()).hexdigest()[:12]
 
 
 def read_journal(journal: Path) -> list[dict[str, Any]]:
@@ -182,25 +201,47 @@ def read_journal(journal: Path) -> list[dict[str, Any]]:
 
 
 def measure(options: argparse.Namespace) -> None:
-    versions = {name: version(name) for name in ("torch", "lightning", "numpy")}
     done = read_journal(options.journal)
-    for script, key in plan(options):
-        if any(key.items() <= record.items() for record in done):
-            continue
-        result = run(script, key["seed"], key["source"], key["threads"], key["gpu"])
-        record = key | result | {"date": f"{datetime.now(UTC):%Y-%m-%d}", "versions": versions}
-        with options.journal.open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(record) + "\n")
-        failed = sorted({text for text, held, _ in result["claims"] if not held})
-        print(f"{key['tutorial']}, seed {key['seed']}, {result['seconds']:.0f} s", flush=True)
-        for line in [*failed, *result.get("error", "").strip().splitlines()[-1:]]:
-            print("   ", line, flush=True)
+    waiting = [
+        (script, key)
+        for script, key in plan(options)
+        if not any(key.items() <= record.items() for record in done)
+    ]
+    stop = time.monotonic() + 60 * options.minutes
+
+    def start(script: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+        if time.monotonic() > stop:
+            return None
+        result = run(script, key["seed"], key["source"], key["threads"], options.gpu)
+        return key | result | {"date": f"{datetime.now(UTC):%Y-%m-%d}"}
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        started = [pool.submit(start, *each) for each in waiting]
+        try:
+            for future in as_completed(started):
+                if record := future.result():
+                    note(options.journal, record)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def note(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as journal:
+        journal.write(json.dumps(record) + "\n")
+    failed = sorted({text for text, held, _ in record["claims"] if not held})
+    print(f"{record['tutorial']}, seed {record['seed']}, {record['seconds']:.0f} s", flush=True)
+    for line in [*failed, *record.get("error", "").strip().splitlines()[-1:]]:
+        print("   ", line, flush=True)
 
 
 # --- The report ---
 
 COLUMNS = "tutorial", "claim", "data", "runs", "held", "least margin", "mean", "sd", "sds"
-SUMMARY = "Tutorial", "Data", "Claims", "Runs", "Held in all", "Fewest sds", "PyTorch", "Date"
+SUMMARY = (
+    *("Tutorial", "Data", "Claims", "Seeds", "Runs", "Held in all", "Fewest sds"),
+    *("PyTorch", "Date"),
+)
 
 
 class Spread(NamedTuple):
@@ -243,14 +284,14 @@ def evaluate(records: list[dict[str, Any]]) -> dict[str, tuple[int, int, Spread]
 
 def report(options: argparse.Namespace) -> None:
     rows, summary = [], []
-    key = "tutorial", "code", "seed", "source", "threads", "gpu"
+    key = "tutorial", "code", "seed", "source", "threads", "torch", "cpu", "device"
     once = {
         tuple(record[field] for field in key): record for record in read_journal(options.journal)
     }
     for script, tree in options.scripts.items():
         groups = defaultdict(list)
         for record in once.values():
-            if (record["tutorial"], record["code"]) == (name_of(script), digest(tree)):
+            if (record["tutorial"], record["code"]) == (name_of(script), digest(script)):
                 data = data_of(tree)
                 groups[record["source"] if data == "files" else data].append(record)
         for data, records in sorted(groups.items()):
@@ -261,10 +302,10 @@ def report(options: argparse.Namespace) -> None:
                 rows.append([name_of(script), text, data, made, held, *numbers])
             whole = sum(made == held for made, held, _ in found.values())
             fewest = min((spread.sds for *_, spread in found.values()), default=math.nan)
-            latest = max(records, key=lambda record: record["date"])
-            counts = len(found), len(records), whole, f"{fewest:.1f}"
-            version_and_date = latest["versions"]["torch"], latest["date"]
-            summary.append([name_of(script), data, *counts, *version_and_date])
+            seeds, versions = ({record[key] for record in records} for key in ("seed", "torch"))
+            counts = len(found), len(seeds), len(records), whole, f"{fewest:.1f}"
+            latest = max(record["date"] for record in records)
+            summary.append([name_of(script), data, *counts, ", ".join(sorted(versions)), latest])
     for path, header, lines in (
         (options.report, COLUMNS, rows),
         (options.report.with_stem(options.report.stem + "_summary"), SUMMARY, summary),
@@ -282,6 +323,8 @@ def main() -> None:
     parser.add_argument("--tutorial", nargs="*", help="names, as calibration; all by default")
     parser.add_argument("--source", choices=["sample", "full"], default="sample")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--jobs", type=int, default=1, help="how many runs at once")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="then start no new run")
     parser.add_argument("--gpu", action="store_true", help="let the scripts see the GPU")
     parser.add_argument("--scripts", type=Path, default=ROOT / "auto_tutorials")
     parser.add_argument("--journal", type=Path, default=ROOT / "build/claims.jsonl")

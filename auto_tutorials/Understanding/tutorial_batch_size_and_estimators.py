@@ -89,9 +89,8 @@ ax.figure.set_label(
 
 # %%
 
-for size in sizes:
-    for few, many in zip(nll[size], nll[size][1:], strict=False):
-        assert many < few + 1e-5
+for values in map(torch.tensor, nll.values()):  # never higher than before, but for rounding
+    torch.testing.assert_close(values, values.cummin(0).values, rtol=0, atol=1e-5)
 assert nll[8][0] > plain[1]
 assert nll[32][-1] < 1.1 * plain[1]
 
@@ -165,14 +164,14 @@ rows.append(["plain", f"{plain[0]:.1%}", "", "", "", f"{plain[1]:.3f}"])
 header = ("M", "S = 1", "S = 4", "S = 16", "S = 64", "NLL, S = 64")
 rich.print(Tables([Table("Accuracy, and the NLL of all 64", header, rows)]))
 
-assert nll[4][-1] > nll[32][-1]
+assert nll[4][0] / nll[32][0] > 1
 assert abs(nll[512][-1] / plain[1] - 1) < 0.1
 
 # %%
-# With mini-batches of 4 the network sees conditions it has never met, and its NLL is worse than
-# with 32 even with 64 estimators. With 512 the estimators hardly differ, and MCBN is within 10 % of
-# the plain network. At the size of the training set, each mini-batch would be the whole set, and
-# the spread zero (but for the random crops).
+# With mini-batches of 4 the network sees conditions it has never met: the NLL of a single estimator
+# is higher than with 32. (What 64 of them make up for is in the table.) With 512 the estimators
+# hardly differ, and MCBN is within 10 % of the plain network. At the size of the training set, each
+# mini-batch would be the whole set, and the spread zero (but for the random crops).
 #
 # Which variance, and replace or blend?
 # -------------------------------------
@@ -255,7 +254,7 @@ ax.figure.set_label(
 # --------------------
 #
 # * :math:`M`: the batch size of the training. If you have validation data, try half and twice as
-#   many too; it takes a ``fit`` and no training. A very small :math:`M` makes things worse.
+#   many too; it takes a ``fit`` and no training. A very small :math:`M` makes each estimator worse.
 # * :math:`S`: 16. With fewer than 8 the plain network may well be better; beyond 16 little is left
 #   to gain.
 # * Leave the variance and the replacing as they are.
