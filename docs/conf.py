@@ -96,6 +96,7 @@ sphinx_gallery_conf = {
         "../auto_tutorials/Bayesian_Methods",
         "../auto_tutorials/Evaluating_Uncertainty",
         "../auto_tutorials/Applying_It",
+        "../auto_tutorials/In_Practice",
         "*",
     ],
     "within_subsection_order": "gallery_order.ReadingOrder",

@@ -25,6 +25,7 @@ from mcbn.checks import (
     check_type,
 )
 from mcbn.conduct import Conduct, Survivors
+from mcbn.diagnostics import warn_if_unfit
 from mcbn.estimators import Plan, is_traceable, predict, predict_traced
 from mcbn.inputs import cloned, copied_network, same, walk
 from mcbn.pooling import Overwritten, nbytes
@@ -185,7 +186,8 @@ class MCBatchNorm(nn.Module):
         Dropout and everything but batch norm run in evaluation mode; afterwards every module is in
         the mode in which it was. If anything fails, the former statistics stay in force. In a
         distributed run every process must call it, and all get the statistics of the first; where
-        it fails in one, it fails in all.
+        it fails in one, it fails in all. Statistics very far from the trained ones raise a warning;
+        :func:`mcbn.diagnostics.fit_report` looks closer.
 
         Args:
             data: A DataLoader over the training set: each estimator gets ``mc_batch_size`` examples
@@ -210,6 +212,7 @@ class MCBatchNorm(nn.Module):
         for layer, (mean, var) in drawn.items():
             layer.mc_mean, layer.mc_var = mean, var
         self._plan = plan
+        warn_if_unfit(self.model)
         return self
 
     def resample(

@@ -22,6 +22,9 @@ from torch.nn import functional as F
 from mcbn import MCBatchNorm, pooling
 from mcbn.tree import tensors_of
 
+# Their running statistics are random, too, and far from those of any mini-batch.
+pytestmark = pytest.mark.filterwarnings("ignore:the mini-batches of fit lie")
+
 NUM_NETWORKS = 2500 if os.environ.get("MCBN_LONG") else 300
 
 # --- What the networks are made of ---------------------------------------------------------------

@@ -20,6 +20,11 @@ ORDER = (
     "segmentation",
     "regression_tables",
     "deployment",
+    "pretrained",
+    "signals",
+    "conformal",
+    "active_learning",
+    "other_libraries",
 )
 
 

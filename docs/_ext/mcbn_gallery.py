@@ -124,7 +124,26 @@ _exec_and_get_memory = sphinx_gallery.gen_rst._exec_and_get_memory
 
 def run_cell(*args: Any, code_ast: ast.Module, script_vars: dict[str, Any], **kwargs: Any) -> Any:
     asserts.watch(code_ast, script_vars["fake_main"].__dict__, report)
-    return _exec_and_get_memory(*args, code_ast=code_ast, script_vars=script_vars, **kwargs)
+    try:
+        return _exec_and_get_memory(*args, code_ast=code_ast, script_vars=script_vars, **kwargs)
+    except ModuleNotFoundError as error:
+        if strict() or not is_optional(error):
+            raise
+        rich.get_console().put(  # type: ignore[attr-defined]
+            f".. admonition:: This page was not run here\n   :class: warning {NOT_RUN}\n\n"
+            f'   The package ``{error.name}`` is not installed. ``pip install -e ".[docs]"``\n'
+            "   brings what the tutorials use.\n\n"
+        )
+        script_vars["execute_script"] = False  # nor are the next cells; the next build tries again
+        return False, 0.0
+
+
+NOT_RUN = "mcbn-not-run"
+
+
+def is_optional(error: ModuleNotFoundError) -> bool:
+    """Whether what is missing is a whole package, and not ours."""
+    return error.name is not None and "." not in error.name and error.name != "mcbn"
 
 
 def failed_claims(page: Path) -> int:

@@ -94,6 +94,16 @@ class Project:
         return BeautifulSoup(text, "html.parser")
 
 
+MISSING = """
+import a_package_that_is_not_there
+
+# %%
+# The next cell.
+
+print(a_package_that_is_not_there)
+"""
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
@@ -152,6 +162,26 @@ def test_build_fails_with_the_tutorials_own_error(project: Project, code: str, r
     assert done.returncode != 0
     assert reason in done.stderr
     assert "tutorial_a.py" in done.stderr
+
+
+def test_a_page_whose_package_is_missing_says_so(project: Project) -> None:
+    project.write("a", MISSING)
+    project.write("b", "print(2)")
+    ran, done = project.build()
+    assert (sorted(ran), done.returncode) == (["a", "b"], 0), done.stderr
+    (box,) = project.page("a").select("div.mcbn-not-run")
+    assert "The package a_package_that_is_not_there is not installed." in box.get_text()
+    assert not project.page("a").select(".sphx-glr-script-out")
+    assert project.build()[0] == ["a"], "it runs as soon as the package is there"
+    _, done = project.build(ci="true")
+    assert (done.returncode != 0, "a_package_that_is_not_there" in done.stderr) == (True, True)
+
+
+@pytest.mark.parametrize("name", ["mcbn.nothing", "os.nothing"])
+def test_a_wrong_name_in_a_package_is_an_error(project: Project, name: str) -> None:
+    project.write("a", f"import {name}")
+    _, done = project.build()
+    assert (done.returncode != 0, name in done.stderr) == (True, True)
 
 
 CLAIMS = """
