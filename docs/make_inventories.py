@@ -17,8 +17,8 @@ PROJECTS = {
         "https://docs.pytorch.org/docs/stable/",
         {
             "generated/{name}.html": """
-                torch.Generator torch.allclose torch.arange torch.cat torch.einsum torch.empty torch.eye
-                torch.from_numpy
+                torch.Generator torch.allclose torch.arange torch.cat torch.einsum torch.empty
+                torch.eye torch.from_numpy
                 torch.full torch.full_like torch.gradient torch.linalg.inv torch.linspace torch.load
                 torch.manual_seed torch.maximum torch.no_grad torch.ones torch.rand torch.rand_like
                 torch.randint torch.randn torch.randn_like torch.randperm torch.save

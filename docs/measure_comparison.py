@@ -7,6 +7,8 @@ other data where they are asked for. A seed that is stored is not run again::
     MCBN_DATA=FOLDER python docs/measure_comparison.py MNIST --seeds 10 --jobs 10
     python docs/measure_comparison.py vowels --seeds 10 --folder FOLDER
 
+Another file than the package's is written with ``--out``.
+
 ``vowels`` are Japanese vowels of nine speakers, ``JapaneseVowels_eq_TRAIN.ts`` and ``_TEST.ts`` as
 they come with the package ``aeon``.
 """
@@ -129,11 +131,12 @@ def main() -> None:
     parser.add_argument("data", choices=["digits", "MNIST", "vowels"])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=1, help="how many seeds at once")
+    parser.add_argument("--out", type=Path, default=STORED, help="the file of the scores")
     parser.add_argument("--folder", type=Path, default=Path(), help="where the vowels are")
     options = parser.parse_args()
     rows: list[list[Any]] = []
-    if STORED.exists():
-        with STORED.open(encoding="utf-8", newline="") as file:
+    if options.out.exists():
+        with options.out.open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))[1:]
     stored = {(data, int(seed)) for data, seed, *_ in rows}
     missing = [seed for seed in range(options.seeds) if (options.data, seed) not in stored]
@@ -142,10 +145,11 @@ def main() -> None:
         for done in as_completed(running):
             rows += done.result()
             rows.sort(key=lambda row: (row[0], int(row[1])))
-            with STORED.open("w", encoding="utf-8", newline="") as file:
+            with options.out.open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows([HEADER, *rows])
             print(f"{options.data}, seed {done.result()[0][1]}", flush=True)
-    write_guide(rows)
+    if options.out == STORED:
+        write_guide(rows)
 
 
 if __name__ == "__main__":
