@@ -17,8 +17,9 @@ PROJECTS = {
         "https://docs.pytorch.org/docs/stable/",
         {
             "generated/{name}.html": """
-                torch.Generator torch.allclose torch.arange torch.cat torch.empty torch.from_numpy
-                torch.full torch.full_like torch.gradient torch.linspace torch.load
+                torch.Generator torch.allclose torch.arange torch.cat torch.einsum torch.empty
+                torch.eye torch.from_numpy
+                torch.full torch.full_like torch.gradient torch.linalg.inv torch.linspace torch.load
                 torch.manual_seed torch.maximum torch.no_grad torch.ones torch.rand torch.rand_like
                 torch.randint torch.randn torch.randn_like torch.randperm torch.save
                 torch.set_num_threads torch.sin
@@ -31,7 +32,8 @@ PROJECTS = {
                 torch.nn.Module torch.nn.ReLU torch.nn.Sequential
                 torch.nn.functional.avg_pool1d torch.nn.functional.avg_pool2d
                 torch.nn.functional.cross_entropy
-                torch.nn.functional.mse_loss
+                torch.nn.functional.mse_loss torch.nn.functional.pad
+                torch.nn.utils.parameters_to_vector torch.nn.utils.vector_to_parameters
                 torch.optim.Adam torch.optim.AdamW
                 torch.optim.lr_scheduler.LinearLR torch.optim.lr_scheduler.OneCycleLR
             """,
@@ -105,6 +107,10 @@ PROJECTS = {
     "python": (
         "https://docs.python.org/3/",
         {
+            "library/copy.html": "copy.deepcopy",
+            "library/csv.html": "csv.DictReader",
+            "library/functools.html": "functools.partial",
+            "library/importlib.resources.html": "importlib.resources.files",
             "library/json.html": "json.loads",
             "library/os.html": "os.environ",
             "library/pathlib.html": "pathlib.Path",

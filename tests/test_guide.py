@@ -22,3 +22,12 @@ def test_the_code_on_the_page_of_the_datamodules_runs(tmp_path, monkeypatch):
     assert found["features"].shape == (32, 10)
     assert found["results"]["test/cls/Acc"] > 0.9
     assert len(found["datamodule"].dataset("val")) == 400
+
+
+def test_the_figures_of_which_method_are_those_of_its_table():
+    """The changes of the NLL in the text, all with three places, stand in the table."""
+    text = (GUIDE / "which_method.rst").read_text(encoding="utf-8")
+    table = (GUIDE / "which_method.csv").read_text(encoding="utf-8")
+    figures = set(re.findall(r"\b0\.\d{3}\b", text))
+    assert len(figures) >= 6
+    assert not {figure for figure in figures if not re.search(rf"[−+]{figure} ±", table)}
