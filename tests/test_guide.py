@@ -22,3 +22,13 @@ def test_the_code_on_the_page_of_the_datamodules_runs(tmp_path, monkeypatch):
     assert found["features"].shape == (32, 10)
     assert found["results"]["test/cls/Acc"] > 0.9
     assert len(found["datamodule"].dataset("val")) == 400
+
+
+def test_the_code_on_the_page_of_other_libraries_runs():
+    pytest.importorskip("transformers")
+    found = {}
+    exec(code_of("other_libraries.rst"), found)
+    assert type(found["output"]).__name__ == "ImageClassifierOutputWithNoAttention"
+    assert found["output"].logits.shape == (4, 2, 2)
+    with found["mc"].deterministic(), found["torch"].no_grad():
+        assert found["mc"](**found["batches"][0]).logits.shape == (16, 2)
