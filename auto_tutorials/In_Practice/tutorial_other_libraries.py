@@ -15,8 +15,8 @@ scikit-learn, by way of skorch
 ------------------------------
 
 skorch makes a classifier for scikit-learn of a PyTorch network. In training mode a wrapper is the
-plain network, so it can take the network's place. A subclass fits its statistics after the training,
-and takes the mean of the estimators for its probabilities.
+plain network, so it can take the network's place. A subclass fits its statistics after the
+training, and takes the mean of the estimators for its probabilities.
 """
 
 # sphinx_gallery_tags = ["own networks", "other libraries"]
@@ -167,7 +167,8 @@ class Flat(nn.Module):
 rest = (digits[300:] / 16).astype(np.float32), labels[300:]
 test = DataLoader(TensorDataset(*map(torch.from_numpy, rest)), batch_size=500)
 classifier = classifiers["MCBN"].fit(X, y)
-routine = ClassificationRoutine(Flat(classifier.module_), num_classes=10, loss=None, is_ensemble=True)
+model = Flat(classifier.module_)
+routine = ClassificationRoutine(model, num_classes=10, loss=None, is_ensemble=True)
 [results] = Trainer(enable_model_summary=False).test(routine, test, verbose=False)
 for name in ("test/cls/Acc", "test/cls/NLL", "test/cal/ECE", "test/ens_MI"):
     print(f"{name:14} {results[name]:.3f}")

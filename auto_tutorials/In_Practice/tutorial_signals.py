@@ -46,7 +46,9 @@ figure, axes = plt.subplots(2, 3, figsize=(7, 3), sharex=True, sharey=True, layo
 for label, ax in enumerate(axes.flat):
     ax.plot(train_series[train_labels == label][0, 0], lw=1)
     ax.set_title(trees[label], fontsize=10)
-figure.set_label("An outline of each of the six trees as a curve. Some have many sharp peaks, some a few broad ones.")
+figure.set_label(
+    "An outline of each of the six trees as a curve. Some have many sharp peaks, some few."
+)
 
 # %%
 # The network
