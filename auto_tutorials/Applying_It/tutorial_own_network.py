@@ -271,4 +271,7 @@ assert mc(rows).shape == (4, 40, 3)
 #
 # :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_segmentation.py` has a network whose output is
 # an image, and :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_deployment.py` takes a fitted
-# wrapper into service.
+# wrapper into service. A network whose training data you lack is the subject of
+# :ref:`sphx_glr_auto_tutorials_In_Practice_tutorial_pretrained.py`, and
+# :ref:`sphx_glr_auto_tutorials_In_Practice_tutorial_other_libraries.py` puts one into the libraries
+# that you use already.

@@ -1,0 +1,250 @@
+"""
+Labels that cost money
+======================
+
+Pictures are plenty, and each label takes a person's time. *Active learning* lets the network choose
+what is labelled next: what it is unsure of. This page compares three ways to choose: by the mutual
+information of MCBN's estimators, by the entropy of the plain network, which is free, and at random.
+Does it pay, and does MCBN choose better?
+
+The pictures are the 4,000 training digits that come with the package, and the 1,000 for the test,
+shrunk to 14 by 14 pixels. We know all labels, but count those that we look at. The seed is 0.
+
+Why mutual information?
+-----------------------
+
+A digit may be unclear in itself. Then the estimators agree that it is, and its label teaches
+little. Where they disagree, each sure of something else, a label decides between them. That is
+*BALD* (`Houlsby et al., 2011 <https://arxiv.org/abs/1112.5745>`_): ask for the label with the
+highest mutual information between class and network.
+
+Thirty networks at once
+-----------------------
+
+One run says nothing: the first labels are drawn, and the weights. We make ten repetitions of each
+way, and train their thirty networks as one. Its layers hold thirty matrices side by side, and
+``BatchNorm1d`` normalizes each channel by itself anyway. All tensors are *(examples, networks,
+features)*.
+"""
+
+# sphinx_gallery_tags = ["active learning", "classification"]
+
+import torch
+from torch import nn
+
+ways = ["random", "plain entropy", "mutual information"]
+repetitions = 10
+networks = len(ways) * repetitions
+
+
+class Dense(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(networks, inputs, outputs) * (2 / inputs) ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(networks, outputs))
+
+    def forward(self, x):
+        return torch.einsum("bni,nio->bno", x, self.weight) + self.bias
+
+
+class BatchNormReLU(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(networks * features)
+
+    def forward(self, x):
+        return self.norm(x.flatten(1)).view_as(x).relu()
+
+
+# %%
+# The networks have two hidden layers, and are trained from the start whenever labels have come. A
+# mini-batch has 16 of the labelled digits of each, in the training as in MCBN.
+
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import OneCycleLR
+
+
+def mini_batch(pool, labelled):
+    places = torch.rand(labelled.shape).argsort(1)[:, :16]
+    chosen = labelled.gather(1, places).T
+    return pool.images[chosen], pool.labels[chosen]
+
+
+def train(pool, labelled, steps=150):
+    hidden = [Dense(196, 64), BatchNormReLU(64), Dense(64, 64), BatchNormReLU(64)]
+    model = nn.Sequential(*hidden, Dense(64, 10))
+    optimizer = torch.optim.Adam(model.parameters())
+    scheduler = OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)
+    for _ in range(steps):
+        images, wanted = mini_batch(pool, labelled)
+        optimizer.zero_grad()
+        loss = cross_entropy(model(images).flatten(0, 1), wanted.flatten(), reduction="sum")
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    return model.eval()
+
+
+# %%
+# What to ask for
+# ---------------
+#
+# Each network looks at 1,000 digits that are drawn from the pool. Those that it values most among
+# them are labelled.
+
+from mcbn import MCBatchNorm
+from mcbn.predictive import entropy, mutual_information
+
+
+def values(model, images, batches):
+    with torch.no_grad():
+        plain = entropy(model(images).softmax(-1))
+        mc = MCBatchNorm(model, num_estimators=16).fit(batches).eval()
+        of_mcbn = mutual_information(mc(images).softmax(-1).flatten(1, 2)).view_as(plain)
+    each = zip((torch.rand_like(plain), plain, of_mcbn), range(len(ways)), strict=True)
+    return torch.cat([value.chunk(len(ways), dim=1)[way] for value, way in each], dim=1)
+
+
+def ask(pool, model, labelled, count):
+    seen = torch.stack([torch.randperm(len(pool.labels))[:1000] for _ in range(networks)])
+    batches = [mini_batch(pool, labelled)[0] for _ in range(16)]
+    value = values(model, pool.images[seen].transpose(0, 1), batches).T
+    known = (seen[:, :, None] == labelled[:, None]).any(2)
+    best = value.masked_fill(known, -1).topk(count).indices
+    return torch.cat([labelled, seen.gather(1, best)], dim=1)
+
+
+# %%
+# We begin with 20 labels, the same in all three ways, so that repetitions can be compared in pairs,
+# and end with 100.
+
+from itertools import pairwise
+from typing import NamedTuple
+
+from torch.nn.functional import avg_pool2d
+
+from mcbn import MNISTDataModule
+
+
+class Pool(NamedTuple):
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+def small(digits):
+    return Pool(avg_pool2d(digits.images / 255, 2).flatten(1), digits.labels)
+
+
+datamodule = MNISTDataModule(source="sample")
+everything, test = small(datamodule.dataset("train")), small(datamodule.dataset("test"))
+
+
+def accuracy(model):
+    with torch.no_grad():
+        read = model(test.images[:, None].expand(-1, networks, -1)).argmax(-1)
+    right = (read == test.labels[:, None]).float().mean(0)
+    return 100 * right.view(len(ways), repetitions)
+
+
+def learn(pool, counts):
+    drawn = [torch.randperm(len(pool.labels))[: counts[0]] for _ in range(repetitions)]
+    labelled = torch.stack(drawn).repeat(len(ways), 1)
+    model = train(pool, labelled)
+    curves = [accuracy(model)]
+    for before, after in pairwise(counts):
+        labelled = ask(pool, model, labelled, after - before)
+        model = train(pool, labelled)
+        curves.append(accuracy(model))
+    return torch.stack(curves), labelled  # (rounds, ways, repetitions), (networks, labels)
+
+
+# %%
+# A pool in which all are equal
+# -----------------------------
+#
+# There are 400 of each digit, and the network asks for 20 labels at a time.
+
+torch.manual_seed(0)
+even, _ = learn(everything, range(20, 101, 20))
+
+
+def compare(curves):
+    last = dict(zip(ways, curves[-1], strict=True))
+    print(
+        "after 100 labels:", ", ".join(f"{way} {right.mean():.1f} %" for way, right in last.items())
+    )
+    for way, other in (ways[1::-1], ways[2::-2], ways[2:0:-1]):
+        gain = last[way] - last[other]
+        error = gain.std() / repetitions**0.5
+        print(f"{way} minus {other}: {gain.mean():+.1f} +/- {error:.1f} points")
+    return last
+
+
+last = compare(even)
+
+# %%
+# No way is far ahead of another. Whoever draws at random sees all ten digits soon, and twenty
+# digits that are doubtful today may all be doubtful for the same reason.
+
+for way in ways[1:]:
+    assert (last[way].mean() - last["random"].mean()).abs() < 6
+
+# %%
+# A pool in which the half is rare
+# --------------------------------
+#
+# Mostly the interesting cases are not the frequent ones. Here the digits from 5 to 9 are rare: we
+# keep one in ten of them. The test has all digits alike, as before. The network asks for ten at a
+# time.
+
+rare = everything.labels > 4
+keep = ~rare | (torch.rand(len(rare)) < 0.1)
+uneven = Pool(everything.images[keep], everything.labels[keep])
+counts = range(20, 101, 10)
+curves, labelled = learn(uneven, counts)
+
+# %%
+
+from mcbn.plotting import plot_series
+
+means = dict(zip(ways, curves.mean(-1).T.tolist(), strict=True))
+plot_series(list(counts), means, ("labels", "right in percent"))
+
+# %%
+
+last = compare(curves)
+saved = curves[5, 1].mean() - last["random"].mean()
+print(f"plain entropy with {counts[5]} labels minus random with 100: {saved:+.1f} points")
+
+for way in ways[1:]:
+    assert last[way].mean() > last["random"].mean()
+assert saved > 0
+
+# %%
+# Here it pays: who asks for what is doubtful needs 70 labels where chance needs more than 100. The
+# digits that are doubtful are the rare ones, of which so little has been seen.
+
+rare_ones = uneven.labels[labelled].gt(4).float().mean(1).chunk(len(ways))
+print(f"rare in the pool: {uneven.labels.gt(4).float().mean():.0%}")
+for way, share in zip(ways, rare_ones, strict=True):
+    print(f"rare among the labels, {way}: {share.mean():.0%}")
+
+# %%
+# The plain entropy finds the most of them, and needs no MCBN.
+#
+# When is it worth it?
+# --------------------
+#
+# - Not in a pool in which all that matters is frequent. There chance is as good, and cannot
+#   mislead.
+# - Where what matters is rare. Then ask for what the network is unsure of, and try the plain
+#   entropy first: it is free, and on this page it was ahead of the mutual information.
+# - Repeat. In the even pool, differences are about as large as the error of a mean of ten runs.
+#
+# What to read next
+# -----------------
+#
+# :ref:`sphx_glr_auto_tutorials_Understanding_tutorial_batch_size_and_estimators.py` shows what the
+# mutual information depends on, and
+# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_selective_classification.py` hands
+# over the doubtful cases for good.
