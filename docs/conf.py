@@ -52,6 +52,7 @@ extensions = [
     "draw_a_digit",
     "mathml",
     "mcbn_gallery",
+    "one_stylesheet",
     "tags",
     "tutorials",
     "sphinxext.opengraph",

@@ -65,6 +65,38 @@ def test_one_figure_of_each_pair_is_shown(tab, server: str, tutorial: str) -> No
         assert shown.nth(index).evaluate(drawn) >= 1.5, "not sharp on a HiDPI screen"
 
 
+# The elements whose computed style differs when the sheets that were joined, and rid of what no
+# page uses, stand there as they came.
+RESTYLED = """async () => {
+    document.head.append(Object.assign(document.createElement("style"),
+        { textContent: "*, ::before, ::after { transition: none !important; }" }));
+    const elements = [...document.body.querySelectorAll("*")];
+    const names = [...getComputedStyle(document.body)].filter((name) => !name.startsWith("--"));
+    const styles = () => elements.map((element) => {
+        const style = getComputedStyle(element);
+        return names.map((name) => style.getPropertyValue(name)).join(";");
+    });
+    const joined = styles();
+    const link = document.querySelector("link[data-sheets]");
+    const folder = link.href.split("site-")[0];
+    await Promise.all(link.dataset.sheets.split(" ").map((name) => new Promise((done) => {
+        const sheet = document.createElement("link");
+        Object.assign(sheet, { rel: "stylesheet", href: folder + name, onload: done });
+        link.before(sheet);
+    })));
+    link.remove();
+    const apart = styles();
+    return elements.filter((_, i) => joined[i] !== apart[i]).map((e) => e.outerHTML.slice(0, 150));
+}"""
+
+
+@pytest.mark.parametrize("name", ["index.html", "api/generated/mcbn.MCBatchNorm.html"])
+def test_one_stylesheet_does_what_all_did(tab, server: str, name: str) -> None:
+    visit(tab, server + name)
+    assert tab.locator("link[rel=stylesheet]").count() == 1
+    assert tab.evaluate(RESTYLED) == []
+
+
 FOCUSED = """() => {
     const element = document.activeElement;
     // The theme draws a summary as a box of no size with its arrow in it.
