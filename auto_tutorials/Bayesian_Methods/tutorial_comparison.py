@@ -8,9 +8,9 @@ numbers, each at its own price and all at the same price. Which of them is worth
 
 To leave them something to gain, the digits are few: 500 of those that come with the package, and a
 LeNet that learns them by heart. 500 more are for choosing things, 1,000 to test, and there are
-1,000 images from FashionMNIST that are no digits at all. The methods run here once, with the seed 0.
-The same code has run with ten seeds, on these digits and on speech; those results are stored, and
-this page shows them.
+1,000 images from FashionMNIST that are no digits at all. The methods run here once, with the seed
+0. The same code has run with ten seeds, on these digits and on speech; those results are stored,
+and this page shows them.
 
 What do they all learn from?
 ----------------------------
