@@ -9,8 +9,8 @@ numbers, each at its own price and all at the same price. Which of them is worth
 To leave them something to gain, the digits are few: 500 of those that come with the package, and a
 LeNet that learns them by heart. 500 more are for choosing things, 1,000 to test, and there are
 1,000 images from FashionMNIST that are no digits at all. The methods run here once, with the seed
-0. The same code has run with ten seeds, on these digits, on the whole of MNIST and on speech; those
-results are stored, and this page shows them.
+0. The same code has run with ten seeds, on these digits and on speech; those results are stored,
+and this page shows them.
 
 What do they all learn from?
 ----------------------------
@@ -305,11 +305,11 @@ def interval(paired):
 # ---------
 #
 # One seed cannot tell. ``docs/measure_comparison.py`` has run these functions with the seeds 0 to
-# 9, and its scores come with the package. Three kinds of data: *digits* are the 500 of this page.
-# *MNIST* is all of it, 58,000 digits to train on for two epochs in batches of 128, and 2,000 to
-# choose with. *Vowels* is speech: which of nine speakers said it? Ten utterances of each are for
-# training, 20 for choosing, and 370 for the test; they come from the `package aeon
-# <https://www.aeon-toolkit.org>`_, and what is foreign are utterances run backwards.
+# 9, and its scores come with the package. *Digits* are the 500 of this page. *Vowels* are speech:
+# which of nine speakers said it? Ten utterances of each are for training, 20 for choosing, and 370
+# in all for the test, as series of 25 steps that come with the `package aeon
+# <https://www.aeon-toolkit.org>`_. A small convolutional network learns them for 90 epochs in
+# batches of 16, and what is foreign are the utterances run backwards.
 #
 # First, whether this page's own run fits the stored ones: how far is its NLL from the mean of the
 # ten seeds, in their standard deviations?
@@ -373,7 +373,7 @@ for data in kinds:
     rich.print(Tables([Table(f"{data}, {len(scores)} seeds", header, rows)]))
 
 # %%
-# *Cost* is the number of trainings, and of forward passes for each image; the changes of ECE and
+# *Cost* is the number of trainings, and of forward passes for each input; the changes of ECE and
 # AURC are in points. Here are the seeds themselves, on the 500 digits: a dot for each, and a bar
 # for their mean.
 
@@ -431,19 +431,21 @@ rich.print(Tables([Table("Change of the NLL by sampling", ("With", "Without", *k
 
 # %%
 # **Five trainings win.** On all of the data the ensemble has a lower NLL than the plain network and
-# puts the images into a better order: the intervals of both leave out zero. Nothing else does that
-# everywhere.
+# puts the inputs into a better order: the intervals of both leave out zero. Nothing with one
+# training does that on both.
 
-for data in kinds:
-    for score in ("NLL", "AURC"):
-        mean, half = change(data, score, "ensemble", 5)
-        assert mean + half < 0
+for key in digits:
+    ends = [sum(change(data, score, *key)) for data in kinds for score in ("NLL", "AURC")]
+    if key[0] == "ensemble":
+        assert max(ends) < 0
+    if trainings[key[0]] == 1:
+        assert max(ends) >= 0
 
 # %%
 # **With one training, a single number does most.** On the 500 digits a temperature takes off more
 # than two thirds of what the ensemble does. The last layer's Laplace approximation and dropout come
-# close. All of them need one pass, and dropout needs no samples. On the vowels, where the plain
-# network is nearly calibrated, there is little for any of them to mend.
+# close. All of them need one pass: what dropout does, it has done in the training. The augmentation
+# does as much as a temperature, for 16 passes. On the vowels none of them does much.
 
 of_ensemble, _ = change("digits", "NLL", "ensemble", 5)
 for method in ("plain, scaled", "Laplace", "dropout off"):
