@@ -280,8 +280,8 @@ assert all(abs(right(noisy_mcbn[s]) - right(noisy_plain[s])) < 0.05 for s in sev
 
 # %%
 # The picture is the same: the uncertainty rises early on, then stays where it is while the readings
-# get worse. At 1.0 four digits in ten or more are read wrongly, and the network is about as sure as at 0.6. MCBN
-# reads noisy digits as the plain network does, within five points.
+# get worse. At 1.0 four digits in ten or more are read wrongly, and the network is about as sure as
+# at 0.6. MCBN reads noisy digits as the plain network does, within five points.
 #
 # Conclusion
 # ----------
