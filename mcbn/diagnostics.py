@@ -41,16 +41,16 @@ class FitReport(NamedTuple):
 def fit_report(mc: MCBatchNorm) -> FitReport:
     r"""How far the drawn statistics of each layer lie from the trained ones.
 
-    With a layer's trained mean :math:`\mu_c` and variance :math:`\sigma^2_c` of channel :math:`c`,
-    its :math:`\epsilon` added, those of estimator :math:`s`, and bars for means over :math:`s`:
+    With a layer's trained mean :math:`\mu_c` and variance :math:`\sigma^2_c` of channel :math:`c`
+    (its :math:`\epsilon` added), those of estimator :math:`s`, and bars for their means over
+    :math:`s`:
 
     .. math::
 
-        \text{shift}^2 = \Big\langle \frac{(\bar\mu_c - \mu_c)^2}{\sigma_c^2} \Big\rangle_c, \quad
-        \text{spread}^2 =
-            \Big\langle \frac{(\mu_{sc} - \bar\mu_c)^2}{\sigma_c^2} \Big\rangle_{sc}, \quad
-        \log^2 \text{scale} =
-            \Big\langle \log^2 \frac{\bar\sigma_c}{\sigma_c} \Big\rangle_c.
+        \text{shift}^2 = \frac{1}{C} \sum_c \frac{(\bar\mu_c - \mu_c)^2}{\sigma_c^2}, \qquad
+        \text{spread}^2 = \frac{1}{SC} \sum_{s,c} \frac{(\mu_{sc} - \bar\mu_c)^2}{\sigma_c^2},
+        \qquad
+        \log^2 \text{scale} = \frac{1}{C} \sum_c \log^2 \frac{\bar\sigma_c}{\sigma_c}.
 
     So shift and spread are in trained standard deviations, and a scale of 1.1 says that those of a
     typical channel differ by a tenth, up or down. Of a layer that is called several times, its

@@ -89,7 +89,7 @@ def train(pool, labelled, steps=150):
 # What to ask for
 # ---------------
 #
-# Each network looks at 1,000 digits that are drawn from the pool. Those that it values most among
+# Each network looks at 500 digits that are drawn from the pool. Those that it values most among
 # them are labelled.
 
 from mcbn import MCBatchNorm
@@ -106,7 +106,7 @@ def values(model, images, batches):
 
 
 def ask(pool, model, labelled, count):
-    seen = torch.stack([torch.randperm(len(pool.labels))[:1000] for _ in range(networks)])
+    seen = torch.stack([torch.randperm(len(pool.labels))[:500] for _ in range(networks)])
     batches = [mini_batch(pool, labelled)[0] for _ in range(16)]
     value = values(model, pool.images[seen].transpose(0, 1), batches).T
     known = (seen[:, :, None] == labelled[:, None]).any(2)

@@ -104,13 +104,14 @@ mc["few pictures"].fit(DataLoader(TensorDataset(middle(others))))
 from mcbn.diagnostics import probability_moved
 from mcbn.predictive import mean_probs
 
-moved = {}
+moved, spread = {}, {}
 
 
 def look(name):
     with torch.no_grad():
         logits = mc[name](images)
     moved[name] = probability_moved(logits, plain_logits)
+    spread[name] = logits.softmax(-1)[:, range(4), labels].std(0).mean()
     for label, before, after in zip(labels, confidence, mean_probs(logits), strict=True):
         now = after.argmax()
         print(f"{classes[label]:10} {before:4.0%} -> {after[label]:4.0%}", end="")
@@ -127,7 +128,7 @@ look("few pictures")
 # More of the same: random crops
 # ------------------------------
 #
-# The training cut its pictures at random. So can we, which makes mini-batches of 16 out of eleven
+# The training cut its pictures at random. So can we, which makes mini-batches of 12 out of eleven
 # pictures, of other parts each time.
 
 from torchvision.transforms import v2
@@ -143,7 +144,7 @@ class Crops(torch.utils.data.Dataset):
         return cut(others[index % len(others)])
 
 
-mc["random crops"] = MCBatchNorm(model, num_estimators=8, mc_batch_size=16)
+mc["random crops"] = MCBatchNorm(model, num_estimators=8, mc_batch_size=12)
 mc["random crops"].fit(DataLoader(Crops()))
 look("random crops")
 
@@ -156,7 +157,7 @@ look("random crops")
 # With ``momentum=0.1`` each mini-batch has a weight of a tenth, against nine of the trained running
 # statistics.
 
-mc["blended"] = MCBatchNorm(model, num_estimators=8, mc_batch_size=16, momentum=0.1)
+mc["blended"] = MCBatchNorm(model, num_estimators=8, mc_batch_size=12, momentum=0.1)
 mc["blended"].fit(DataLoader(Crops()))
 look("blended")
 
@@ -164,11 +165,7 @@ look("blended")
 # Now the network is itself again. But then the estimators hardly differ. Here is the standard
 # deviation over them of the probability of the class, a mean over the four photographs.
 
-spread = {}
-for name, wrapper in mc.items():
-    with torch.no_grad():
-        probs = wrapper(images).softmax(-1)
-    spread[name] = probs[:, range(4), labels].std(0).mean()
+for name in mc:
     print(f"{name:13} {spread[name]:.3f}")
 
 assert spread["blended"] < spread["random crops"] / 2
