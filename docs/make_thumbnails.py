@@ -228,19 +228,41 @@ def pretrained(ax: Axes) -> None:
 
 
 def signals(ax: Axes) -> None:
-    x = np.linspace(0.2, 7.8, 800)
-    phase = x % 1.9 - 0.95
-    beat = (
-        1.9 * np.exp(-(phase**2) / 0.006)
-        - 0.7 * np.exp(-((phase - 0.16) ** 2) / 0.006)
-        + 0.35 * np.exp(-((phase - 0.5) ** 2) / 0.02)
-    )
-    odd = (x > 3.9) & (x < 5.7)
-    beat[odd] = 1.2 * np.exp(-((phase[odd] + 0.1) ** 2) / 0.06) - 0.9 * np.exp(
-        -((phase[odd] - 0.45) ** 2) / 0.04
-    )
-    ax.plot(x, 2.1 + beat, color=BLUE, lw=3)
-    ax.plot(x[odd], 2.1 + beat[odd], color=ORANGE, lw=4)
+    turn = np.linspace(0, 2 * np.pi, 400)
+    radius = 1.25 + 0.45 * np.cos(5 * turn) + 0.16 * np.cos(15 * turn)
+    x, y = 1.9 - radius * np.sin(turn), 2.55 + radius * np.cos(turn)
+    ax.fill(x, y, color=BLUE, alpha=0.25, lw=0)
+    ax.plot(x, y, color=BLUE, lw=3)
+    ax.plot([1.9, 1.9], [0.3, 1.5], color=BLUE, lw=3)
+    arrow(ax, 3.7, 2.5)
+    ax.plot(4.5 + 3.2 * turn / (2 * np.pi), 1.3 + 0.9 * radius, color=ORANGE, lw=3)
+
+
+def active_learning(ax: Axes) -> None:
+    points = rng.uniform((0.5, 0.6), (7.5, 4.4), (90, 2))
+    ax.plot([1.2, 6.8], [0.3, 4.7], color=GREY, lw=2, ls="--")
+    near = abs(points[:, 1] - 0.3 - (points[:, 0] - 1.2) * 4.4 / 5.6) < 0.35
+    ax.scatter(*points[~near].T, s=26, color=GREY, alpha=0.5, lw=0)
+    ax.scatter(*points[near].T, s=60, color=ORANGE, lw=0)
+    label(ax, 6.3, 1.1, "label?", 17, color=ORANGE, weight="bold")
+
+
+def conformal(ax: Axes) -> None:
+    image(ax, 1.9, 2.5, DIGITS[DOUBTFUL], 2.7)
+    label(ax, 5.5, 2.9, "{ 4, 9 }", 28, color=BLUE, weight="bold")
+    label(ax, 5.5, 1.5, "95 %", 17, color=BLUE)
+
+
+def other_libraries(ax: Axes) -> None:
+    box(ax, 4, 2.5, 2.2, "MCBN", ORANGE)
+    for x, y, name in (
+        (1.7, 4.1, "skorch"),
+        (6.3, 4.1, "timm"),
+        (1.7, 0.9, "smp"),
+        (6.3, 0.9, "tu"),
+    ):
+        ax.plot([x, 4], [y, 2.5], color=GREY, lw=2, zorder=0)
+        box(ax, x, y, 2, name)
 
 
 DOUBTFUL, READINGS, TURNED = 64, (4, 4, 9, 4, 9, 4, 4, 4), 5
@@ -260,6 +282,9 @@ DRAWN: tuple[Callable[[Axes], None], ...] = (
     deployment,
     pretrained,
     signals,
+    active_learning,
+    conformal,
+    other_libraries,
 )
 
 

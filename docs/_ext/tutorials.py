@@ -75,15 +75,22 @@ def top(note: dict[str, Any], script: Path) -> str:
     )
 
 
-def end(note: dict[str, Any], script: Path) -> str:
+def takeaways(note: dict[str, Any]) -> str:
     lines = "".join(f"   - {line}\n" for line in note["takeaways"])
     lines = re.sub(r"`([^`]+)`", r"``\1``", lines)
-    code = textwrap.indent(whole_code(script), " " * 6)
+    return f".. admonition:: To take away\n   :class: tip mcbn-takeaways\n\n{lines}\n"
+
+
+def code(script: Path) -> str:
     return (
-        f".. admonition:: To take away\n   :class: tip mcbn-takeaways\n\n{lines}\n"
-        f".. dropdown:: The whole code, to copy\n   :class-container: mcbn-whole-code\n\n"
-        f"   .. code-block:: python\n\n{code}\n\n"
+        ".. dropdown:: The whole code, to copy\n   :class-container: mcbn-whole-code\n\n"
+        f"   .. code-block:: python\n\n{textwrap.indent(whole_code(script), ' ' * 6)}\n\n"
     )
+
+
+def before(mark: str, added: str, text: str) -> str:
+    """The text with something added before the first of the mark; as it is where there is none."""
+    return re.sub(mark, lambda match: added + match[0], text, count=1, flags=re.M)
 
 
 def add(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -96,12 +103,13 @@ def add(app: Sphinx, docname: str, source: list[str]) -> None:
     note = notes.get(docname.rpartition("/tutorial_")[2])
     if note and docname.startswith(f"{gallery}/"):
         script = Path(app.srcdir, docname).with_suffix(".py")
-        title_end = re.search(r"^=+\n\n", source[0], flags=re.M).end()  # type: ignore[union-attr]
-        text = source[0][:title_end] + top(note, script) + source[0][title_end:]
-        before, mark, after = text.partition(".. rst-class:: sphx-glr-timing")
-        if not mark:  # it has not run
-            before, mark, after = text.partition(".. _sphx_glr_download_")
-        source[0] = before + end(note, script) + mark + after
+        text = re.sub(
+            r"^=+\n\n", lambda line: line[0] + top(note, script), source[0], count=1, flags=re.M
+        )
+        text = before(r"^What to read next$", takeaways(note), text)
+        # A script that has not run has no time.
+        end = r"^\.\. rst-class:: sphx-glr-timing$|^\.\. _sphx_glr_download_"
+        source[0] = before(end, code(script), text)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
