@@ -76,7 +76,7 @@ def run_tests(tests: list[str], cpu: float, wall: float) -> tuple[str, float]:
         os.dup2(log, 2)
         code: int = 3
         try:
-            code = int(pytest.main(["-xqn0", "--tb=line", "-p", "no:cacheprovider", *tests]))
+            code = int(pytest.main(["-xq", "-n0", "--tb=line", "-p", "no:cacheprovider", *tests]))
         finally:
             os._exit(code)
     end = time.monotonic() + wall
