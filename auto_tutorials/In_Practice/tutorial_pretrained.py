@@ -76,7 +76,7 @@ for ax, image, title in zip(axes, images, told, strict=True):
 figure.set_label(f"Four photographs under what the network sees in them: {'; '.join(told)}.")
 
 # %%
-# It does. The cat is hard to name, as ImageNet has several kinds that look like it.
+# It does, though it is sure of two only: ImageNet has several kinds of cats, and many buildings.
 #
 # A few pictures, none like the others
 # ------------------------------------
