@@ -239,8 +239,9 @@ figure.set_label(
 #   are the training data then. Where batch norm was frozen in the fine-tuning, the statistics are
 #   still those of the first training. Layers of torchvision's ``FrozenBatchNorm2d`` are constants,
 #   and MCBN does not count them.
-# - *Take the mini-batch of one GPU.* Published weights come from many, each of which normalized by
-#   itself: 4,096 pictures a step on 128 cores are 32 in a mini-batch.
+# - *Take the mini-batch of one GPU.* Published weights mostly come from many, each of which
+#   normalizes by itself unless its layers are synchronized: a step of, say, 1,024 pictures on 32 of
+#   them has 32 in a mini-batch.
 # - *Look before you use it.* The shift should be below the spread, and little of the probability
 #   should move on images that the network knows. If it does, prefer the plain network: its
 #   confidence costs nothing, and whether MCBN's is better you can only tell with labels.
