@@ -76,7 +76,7 @@ for ax, image, title in zip(axes, images, told, strict=True):
 figure.set_label(f"Four photographs under what the network sees in them: {'; '.join(told)}.")
 
 # %%
-# It does. The cat is hard to name, as ImageNet has several kinds that look like it.
+# It does, though it is sure of two only: ImageNet has several kinds of cats, and many buildings.
 #
 # A few pictures, none like the others
 # ------------------------------------
@@ -239,8 +239,9 @@ figure.set_label(
 #   are the training data then. Where batch norm was frozen in the fine-tuning, the statistics are
 #   still those of the first training. Layers of torchvision's ``FrozenBatchNorm2d`` are constants,
 #   and MCBN does not count them.
-# - *Take the mini-batch of one GPU.* Published weights come from many, each of which normalized by
-#   itself: 4,096 pictures a step on 128 cores are 32 in a mini-batch.
+# - *Take the mini-batch of one GPU.* Published weights mostly come from many, each of which
+#   normalizes by itself unless its layers are synchronized: a step of, say, 1,024 pictures on 32 of
+#   them has 32 in a mini-batch.
 # - *Look before you use it.* The shift should be below the spread, and little of the probability
 #   should move on images that the network knows. If it does, prefer the plain network: its
 #   confidence costs nothing, and whether MCBN's is better you can only tell with labels.
