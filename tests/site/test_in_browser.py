@@ -95,7 +95,8 @@ def test_one_stylesheet_does_what_all_did(tab, server: str, name: str) -> None:
 FOCUSED = """() => {
     const element = document.activeElement;
     // The theme draws a summary as a box of no size with its arrow in it.
-    const drawn = element.matches("summary") ? element.firstElementChild : element;
+    const drawn = element.matches("li > details > summary") ? element.firstElementChild
+        : element;
     const style = getComputedStyle(drawn), box = drawn.getBoundingClientRect();
     return {
         tag: element.tagName,
