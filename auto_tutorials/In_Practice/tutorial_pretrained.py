@@ -246,7 +246,7 @@ figure.set_label(
 #   should move on images that the network knows. If it does, prefer the plain network: its
 #   confidence costs nothing, and whether MCBN's is better you can only tell with labels.
 #
-# ``fit`` itself warns only of what cannot be right, of statistics more than five standard
+# ``fit`` itself warns only of what cannot be right, of statistics more than a hundred standard
 # deviations off. It does so where the pixels were not scaled:
 
 import warnings

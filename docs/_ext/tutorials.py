@@ -52,7 +52,7 @@ def card(app: Sphinx, notes: dict[str, Any], match: re.Match[str]) -> str:
     pictures = [match["thumbnail"]]
     if Path(app.srcdir, THUMBNAILS, f"{name}.png").exists():
         pictures = [f"/{THUMBNAILS}/{name}{theme}.png" for theme in ("", "_dark")]
-    classes = ["only-light", "only-dark"] if len(pictures) == 2 else [""]
+    classes = ["only-light", "only-dark"] if len(pictures) == 2 else ["sphx-glr-thumbnail"]
     images = "".join(
         f"  .. image:: {picture}\n    :alt:\n    :loading: lazy\n    :class: {theme}\n\n"
         for picture, theme in zip(pictures, classes, strict=True)
