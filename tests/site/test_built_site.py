@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import inspect
 import re
 import sys
@@ -11,12 +12,14 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from pkgutil import resolve_name
+from statistics import fmean
 from urllib.parse import urlsplit
 
 import nbformat
 import pytest
 from matplotlib.image import imread
 
+ROOT = Path(__file__).resolve().parents[2]
 TUTORIAL = "auto_tutorials/Bayesian_Methods/tutorial_mc_batch_norm.html"
 
 # What a terminal or a failing build may leave in a page's printed output.
@@ -153,24 +156,20 @@ def test_cards_say_what_their_tutorials_find(site: Path, parse, resolve) -> None
         assert [imread(picture).shape[1] >= 320 for picture in pictures] == [True, True]
 
 
-def numbers(text: str) -> list[float]:
-    return [float(number) for number in re.findall(r"\d+\.\d+", text)]
-
-
 def test_the_first_page_quotes_what_the_comparison_found(parse) -> None:
+    with (ROOT / "mcbn/experiments/results/comparison.csv").open(encoding="utf-8") as file:
+        stored = [row for row in csv.DictReader(file) if row["data"] == "digits"]
     [quoted] = parse("index.html").select("table.mcbn-brings")
-    found = parse("auto_tutorials/Bayesian_Methods/tutorial_comparison.html")
-    rows = {
-        row.find(["th", "td"]).text: numbers(row.get_text(" "))
-        for row in found.select(".mcbn-results tbody tr")
-    }
-    for line, name in zip(
-        quoted.select("tbody tr"), ("plain", "MCBN 16", "MCBN 4", "ensemble"), strict=True
+    for line, method in zip(
+        quoted.select("tbody tr"), ("plain", "MCBN", "plain, scaled", "ensemble"), strict=True
     ):
-        nll, ece = numbers(line.get_text(" "))
-        # On another processor the trainings come out a little different.
-        assert nll == pytest.approx(rows[name][2], abs=0.04), name
-        assert ece == pytest.approx(rows[name][4], abs=1.5), name
+        cells = [float(cell.text) for cell in line.select("td")[1:]]
+        rows = [row for row in stored if row["method"] == method]
+        assert len(rows) == 10
+        nll, ece = (fmean(float(row[key]) for row in rows) for key in ("NLL", "ECE"))
+        assert cells[0] == pytest.approx(nll, abs=0.0051), method
+        assert cells[1] == pytest.approx(100 * ece, abs=0.051), method
+        assert cells[2:] == [float(rows[0][key]) for key in ("trainings", "passes")]
 
 
 def test_downloads_resolve(site: Path, parse, resolve, tutorial: str) -> None:
