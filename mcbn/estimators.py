@@ -199,9 +199,8 @@ class Estimators(Substitution):
         """Ask the prefix."""
         return compute() if self.prefix is None else self.prefix.once(key, compute)
 
-    def differ(self, x: Tensor) -> None:
+    def differ(self) -> None:
         """Close the prefix."""
-        super().differ(x)
         if self.prefix is not None:
             self.prefix.close()
 
@@ -233,8 +232,8 @@ def _run(
     count: int,
     inputs: Any,
     **sharing: Any,
-) -> tuple[Any, int]:
-    """A pass for some estimators: the output with their axis, and the bytes of the largest layer.
+) -> tuple[Any, Estimators]:
+    """A pass for some estimators: the output with their axis, and what it was run with.
 
     ``sharing`` is for :class:`Estimators`.
     """
@@ -247,7 +246,7 @@ def _run(
             output = finished(model(*args, **kwargs))
         _check_recomputation(run, output)
         _check_leaves(output)
-        return tree_map(lambda t: t.unsqueeze(0), output), run.largest
+        return tree_map(lambda t: t.unsqueeze(0), output), run
 
     # vmap returns tensors only: what they stood in is kept aside, and filled again.
     aside: list[Any] = []
@@ -271,7 +270,7 @@ def _run(
         tensors = iter(torch.vmap(mapped, randomness="different")(flat))
     run, output = aside
     _check_leaves(output)
-    return tree_map(lambda _: next(tensors), output), run.largest
+    return tree_map(lambda _: next(tensors), output), run
 
 
 def _numbers(layer: Any, start: int, stop: int) -> list[tuple[Tensor, ...]]:
@@ -409,11 +408,11 @@ def _in_chunks(
         with nullcontext() if chunk == num_estimators and not waiting else _recorded():
             if chunk < num_estimators and (prefix is None or not prefix.restart()):
                 prefix = Prefix(given)
-            output, largest = _run(
-                model, layers, done, chunk, given, prefix=prefix, waiting=waiting
-            )
+            output, run = _run(model, layers, done, chunk, given, prefix=prefix, waiting=waiting)
         outputs.append(output)
-        plan.growth = largest / size
+        plan.growth = run.largest / size
+        if plan.pooled is None and run.waiting:
+            plan.pooled = run.names_pooled
         done += chunk
     return _joined(outputs)
 

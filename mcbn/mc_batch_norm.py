@@ -394,8 +394,7 @@ class MCBatchNorm(nn.Module):
                 with _telling(inputs):
                     run, given = self._run_mini_batch(inputs, index > 0 and not kept, survivors)
                 if run.waiting:
-                    pooled = {name for name, layer in names.items() if layer in run.pooled}
-                    plan.pooled = (plan.pooled or frozenset()) | pooled
+                    plan.pooled = (plan.pooled or frozenset()) | run.names_pooled
                 draws.append(run.drawn)
                 size = sum(map(nbytes, tensors_of(inputs)))
                 plan.growth = max(plan.growth or 0.0, run.largest / max(1, size))

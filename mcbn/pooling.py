@@ -106,7 +106,7 @@ class _Pass(Protocol):
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any: ...
 
-    def differ(self, x: Tensor) -> None: ...
+    def differ(self) -> None: ...
 
 
 class Deferred(Tensor):
@@ -149,7 +149,7 @@ class Deferred(Tensor):
         if self.value is None:
             if version(self.raw) != self.version:
                 raise Overwritten("the network writes into the input of a batch norm layer")
-            self.run.differ(self.raw)
+            self.run.differ()
             value = self.affine(self.raw)
             for activation in self.activations:
                 value = activation(value, inplace=True)

@@ -177,6 +177,11 @@ class Substitution(TorchFunctionMode, ABC):
         self.pooled: set[nn.Module] = set()
         self.ran_without_grad, self.largest = False, 0
 
+    @property
+    def names_pooled(self) -> frozenset[str]:
+        """The names of the layers that a max-pooling followed."""
+        return frozenset(name for name, layer in self.layers.items() if layer in self.pooled)
+
     @abstractmethod
     def statistics(self, layer: _BatchNorm, call: int, handed: Handover) -> Pair:
         """The mean and the variance, each ``(num_features,)``, of a layer's call in this pass."""
@@ -189,9 +194,8 @@ class Substitution(TorchFunctionMode, ABC):
         """Compute what may be the same for all estimators."""
         return compute()
 
-    def differ(self, x: Tensor) -> None:
-        """Be told that from here on, when ``x`` is normalized, results are of single estimators."""
-        self.largest = max(self.largest, nbytes(x))
+    def differ(self) -> None:
+        """Be told that from here on results are of single estimators."""
 
     def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function that normalizes nothing."""
@@ -267,9 +271,11 @@ class Substitution(TorchFunctionMode, ABC):
         mean, var = self.statistics(layer, call, handed._replace(x=x))
         ready = self.scale_and_shift(layer, call, handed)
         affine = Affine(mean, var, *handed[2:], mapped=self.count > 1, ready=ready)
+        # Before a pooling, too: how many run at once must not depend on what has waited so far.
+        self.largest = max(self.largest, nbytes(x))
         if layer in self.waiting and x.dim() > 2 and handed.weight is layer.weight:
             return Deferred(layer, x, affine, self)
-        self.differ(x)
+        self.differ()
         return affine(x)
 
 
