@@ -247,13 +247,15 @@ figure.set_label(
 #   confidence costs nothing, and whether MCBN's is better you can only tell with labels.
 #
 # ``fit`` itself warns only of what cannot be right, of statistics more than a hundred standard
-# deviations off. It does so where the pixels were not scaled:
+# deviations off. It does so where the pixels were left as they are, from 0 to 255:
 
 import warnings
 
+pixels = 127.5 * (images + 1)
+
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    MCBatchNorm(model, num_estimators=2, mc_batch_size=4).fit([255 * images] * 2)
+    MCBatchNorm(model, num_estimators=2, mc_batch_size=4).fit([pixels] * 2)
 print(str(caught[0].message).split(";")[0])
 
 # %%
