@@ -7,6 +7,7 @@ behind. Those of other data, or of other preprocessing, lie beside them.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mcbn.checks import check_tensors, check_type
 from mcbn.predictive import mean_probs
-from mcbn.statistics import batch_norms
+from mcbn.statistics import Pair, batch_norms
 
 if TYPE_CHECKING:
     from mcbn.mc_batch_norm import MCBatchNorm
@@ -85,7 +86,9 @@ def fit_report(mc: MCBatchNorm) -> FitReport:
     check_type("mc", mc, MCBatchNorm, "a fitted MCBatchNorm")
     if not mc.fitted:
         raise RuntimeError("MCBatchNorm holds no statistics yet; call fit(train_dataloader) first.")
-    report = _report(mc.model)
+    layers: list[Any] = list(batch_norms(mc.model).values())
+    held = {layer: (layer.mc_mean, layer.mc_var) for layer in layers}
+    report = _report(mc.model, held)
     if not report.names:
         raise ValueError(
             "Given a network whose batch norm layers hold no trained running statistics, wanted a "
@@ -122,9 +125,9 @@ def probability_moved(logits: Tensor, plain_logits: Tensor) -> Tensor:
     return (mean_probs(logits) - mean_probs(plain_logits)).abs().sum(-1) / 2
 
 
-def warn_if_unfit(model: nn.Module) -> None:
+def warn_if_unfit(model: nn.Module, drawn: Mapping[Any, Pair]) -> None:
     """Warn of statistics that no draw of the training data can have given."""
-    report = _report(model)
+    report = _report(model, drawn)
     if not report.names or not report.shift.max() > _FAR:
         return
     worst = int(report.shift.argmax())
@@ -136,21 +139,25 @@ def warn_if_unfit(model: nn.Module) -> None:
     )
 
 
-def _report(model: nn.Module) -> FitReport:
-    rows = {name: _distances(m) for name, m in batch_norms(model).items() if _comparable(m)}
+def _report(model: nn.Module, drawn: Mapping[Any, Pair]) -> FitReport:
+    rows = {
+        name: _distances(layer, *drawn[layer])
+        for name, layer in batch_norms(model).items()
+        if drawn[layer][0].shape[1] and _is_trained(layer)
+    }
     columns = torch.stack(list(rows.values())).T if rows else torch.empty(3, 0)
     return FitReport(list(rows), *columns.cpu())
 
 
-def _comparable(layer: Any) -> bool:
-    """Whether a layer has drawn statistics, and trained ones that are not those it began with."""
-    if layer.running_mean is None or layer.running_var is None or not layer.mc_mean.shape[1]:
+def _is_trained(layer: Any) -> bool:
+    """Whether a layer has running statistics that are not those it began with."""
+    if layer.running_mean is None or layer.running_var is None:
         return False
     return bool((layer.running_mean != 0).any() or (layer.running_var != 1).any())
 
 
-def _distances(layer: Any) -> Tensor:
-    mean, var = (drawn.float().flatten(0, 1) for drawn in (layer.mc_mean, layer.mc_var))
+def _distances(layer: Any, mean: Tensor, var: Tensor) -> Tensor:
+    mean, var = (drawn.float().flatten(0, 1) for drawn in (mean, var))
     trained_mean, trained_var = layer.running_mean.float(), layer.running_var.float() + layer.eps
     shift = (mean.mean(0) - trained_mean) / trained_var.sqrt()
     spread = (mean - mean.mean(0)) / trained_var.sqrt()

@@ -209,10 +209,10 @@ class MCBatchNorm(nn.Module):
                 is on the meta device.
         """
         drawn, plan = self._draw_together(data, self.num_estimators, generator, input_fn)
+        warn_if_unfit(self.model, drawn)  # before anything is replaced: a warning may be an error
         for layer, (mean, var) in drawn.items():
             layer.mc_mean, layer.mc_var = mean, var
         self._plan = plan
-        warn_if_unfit(self.model)
         return self
 
     def resample(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -114,6 +116,17 @@ def test_fit_warns_of_pixels_that_were_not_scaled():
     with pytest.warns(UserWarning, match=r"trained standard deviations .*preprocessed") as caught:
         MCBatchNorm(model, num_estimators=8).fit([255 * batch for batch in pixels])
     assert caught[0].filename == __file__
+
+
+def test_a_warning_that_is_an_error_leaves_the_old_statistics():
+    torch.manual_seed(0)
+    mc = MCBatchNorm(trained(), num_estimators=2).fit(batches(2))
+    old = {name: value.clone() for name, value in mc.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="trained standard deviations"):
+            mc.fit(batches(2, shift=1000))
+    assert all(torch.equal(value, old[name]) for name, value in mc.state_dict().items())
 
 
 def test_fit_says_nothing_of_a_network_that_was_never_trained():

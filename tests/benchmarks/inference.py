@@ -125,7 +125,7 @@ def trained(name: str) -> nn.Module:
 
 def wrappers(
     name: str, num_estimators: int, mc_batch_size: int, memory_format: torch.memory_format
-) -> tuple[list[Any], nn.Module, list[torch.Tensor]]:
+) -> tuple[list[Any], nn.Module]:
     """Our wrapper, the former one if there is one, and theirs, with the same statistics."""
     from torch_uncertainty.post_processing import MCBatchNorm as Theirs
 
@@ -141,7 +141,7 @@ def wrappers(
     Theirs.mc_batch_norm_layers = []  # kept on the class: earlier wrappers would be driven too
     theirs = Theirs(model, num_estimators, mc_batch_size=mc_batch_size)
     theirs.fit(DataLoader(TensorDataset(images, torch.zeros(len(images)))))
-    return ours, theirs.eval(), batches
+    return ours, theirs.eval()
 
 
 FORMER: list[Any] = []
@@ -171,7 +171,7 @@ def predict_row(
     name: str, num_estimators: int, batch: int, asked: float, last: bool = False
 ) -> Row:
     layout = torch.channels_last if last else torch.contiguous_format
-    ours, theirs, _ = wrappers(name, num_estimators, 16, layout)
+    ours, theirs = wrappers(name, num_estimators, 16, layout)
     x = torch.randn(batch, *NETWORKS[name][1]).to(memory_format=layout)
     with torch.inference_mode():
         expected = theirs(x)
@@ -185,7 +185,7 @@ def predict_row(
 
 
 def fit_row(name: str, num_estimators: int, mc_batch_size: int, asked: float) -> Row:
-    ours, theirs, _ = wrappers(name, num_estimators, mc_batch_size, torch.contiguous_format)
+    ours, theirs = wrappers(name, num_estimators, mc_batch_size, torch.contiguous_format)
     images = torch.randn(num_estimators * mc_batch_size, *NETWORKS[name][1])
     loader = DataLoader(TensorDataset(images, torch.zeros(len(images))))
     case = f"fit, {name}, {num_estimators} of {mc_batch_size}"
