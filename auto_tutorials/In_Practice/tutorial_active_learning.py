@@ -8,8 +8,9 @@ choose: by the mutual information that Monte Carlo Batch Normalization (MCBN) gi
 of the plain network, which is free, and at random. It measures whether active learning pays, and
 whether MCBN chooses better.
 
-The pictures are the 4,000 training digits and 1,000 test digits that come with the package, shrunk
-to 14 by 14 pixels. We know all labels, but count those that we look at. The seed is 0.
+The pictures are digits of MNIST (Y. LeCun and C. Cortes, CC BY-SA 3.0) that come with the package,
+4,000 for training and 1,000 for the test, shrunk to 14 by 14 pixels. We know all labels, but count
+those that we look at. The seed is 0.
 
 Why mutual information
 ----------------------
@@ -195,9 +196,8 @@ for way in ways[1:]:
 # A pool with rare classes
 # ------------------------
 #
-# Often the interesting cases are the rare ones. Here the digits from 5 to 9 are rare: we keep one in
-# ten of them. The test set still has all digits equally often. The network asks for ten labels at a
-# time.
+# Often the interesting cases are the rare ones. Here the digits from 5 to 9 are rare: we keep one
+# in ten of them. The test set is the same as before. The network asks for ten labels at a time.
 
 rare = everything.labels > 4
 keep = ~rare | (torch.rand(len(rare)) < 0.1)

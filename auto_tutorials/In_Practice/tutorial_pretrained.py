@@ -245,13 +245,14 @@ figure.set_label(
 #
 # A channel's mean is taken over :math:`N \cdot H \cdot W` values: the pictures of the mini-batch
 # times their height and width. If the values were independent, 16 times the pixels would leave a
-# quarter of the spread. We fit on the pictures at two sizes, and on images of noise.
+# quarter of the spread. We fit on the eleven pictures at two sizes, and on images of noise, each
+# time with mini-batches of 4.
 
 sizes = (56, 224)
 
 
 def typical_spread(pictures):
-    wrapper = MCBatchNorm(model, num_estimators=4, mc_batch_size=8)
+    wrapper = MCBatchNorm(model, num_estimators=8, mc_batch_size=4)
     wrapper.fit(DataLoader(TensorDataset(pictures)), generator=torch.Generator().manual_seed(1))
     spreads = fit_report(wrapper).spread
     return spreads[spreads > 1e-4].median()
@@ -267,7 +268,7 @@ for name, both in {"photographs": resized, "noise": noise}.items():
     print(f"{name:12} spread {small:.3f} at 56 pixels, {large:.3f} at 224: {left[name]:.0%} left")
 
 assert left["noise"] < 0.35
-assert left["photographs"] > 0.45
+assert left["photographs"] > 0.5
 
 # %%
 # Noise follows the rule. Photographs keep more of their spread: neighboring pixels are alike, and
