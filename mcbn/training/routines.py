@@ -17,7 +17,6 @@ from torchmetrics import MeanMetric, MeanSquaredError, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from mcbn import metrics
-from mcbn.batches import default_inputs
 from mcbn.checks import (
     check_callable,
     check_count,
@@ -26,6 +25,7 @@ from mcbn.checks import (
     check_tensors,
     check_type,
 )
+from mcbn.data.batches import default_inputs
 from mcbn.predictive import mean_probs, probabilities, summarise_regression
 
 Batch = tuple[Tensor, Tensor]
