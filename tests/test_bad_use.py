@@ -39,7 +39,6 @@ from mcbn import (
 from mcbn.data import files
 from mcbn.data.images import InMemoryImages, random_crop
 from mcbn.data.tables import read_table
-from mcbn.noise import fit_noise_precision
 from mcbn.results import ResultTables, Table, Tables
 from mcbn.training.models import unet
 
@@ -860,7 +859,7 @@ rows(
 
 
 def precision(predictions: Any, target: Any = UNIT, **options: Any) -> Wrong:
-    return lambda w: fit_noise_precision(predictions, target, **options)
+    return lambda w: predictive.fit_noise_precision(predictions, target, **options)
 
 
 rows(
@@ -871,6 +870,11 @@ rows(
     of_nan=(precision(UNIT * math.nan), ValueError, ["predictions", "look for NaN"]),
     target_infinite=(precision(UNIT, UNIT * math.inf), ValueError, ["target", "look for NaN and"]),
     other_shape=(precision(torch.ones(2, 3)), ValueError, ["(2, 3)", "(2,)", "(num_estimators, *"]),
+    too_large=(
+        precision(torch.tensor([[1e200], [0.0]], dtype=torch.float64), UNIT[:1], bounds=(1, 2)),
+        ValueError,
+        ["up to 1e+200", "in another unit"],
+    ),
     no_estimator=(precision(torch.ones(0, 2)), ValueError, ["(0, 2)", "no axis empty"]),
     no_error=(precision(UNIT), ValueError, ["All errors are 0", "pass bounds=(lowest, highest)"]),
     meta=(precision(UNIT.to("meta")), ValueError, ["meta", "wanted all on one device"]),

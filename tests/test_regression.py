@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mcbn import MCBatchNorm, Trainer
-from mcbn.noise import fit_noise_precision
+from mcbn.predictive import fit_noise_precision
 from mcbn.results import ResultTables
 from mcbn.training.routines import RegressionRoutine
 

@@ -153,8 +153,8 @@ def states():
     return torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist(), random.getstate()
 torch.manual_seed(1), numpy.random.seed(1), random.seed(1)
 before = states()
-import mcbn, mcbn.data.files, mcbn.data.digits, mcbn.metrics, mcbn.noise, mcbn.plotting
-import mcbn.training.recipes, mcbn.training.routines, mcbn.data.tables, mcbn.training.trainer
+import mcbn, mcbn.data.digits, mcbn.data.tables, mcbn.diagnostics, mcbn.metrics, mcbn.plotting
+import mcbn.results, mcbn.training.recipes, mcbn.training.routines, mcbn.training.trainer
 print(states() == before)
 """
     done = subprocess.run(

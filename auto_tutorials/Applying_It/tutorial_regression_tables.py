@@ -82,8 +82,8 @@ model, routine, trainer = train(datamodule)
 # wrong mean and a wrong width make it larger.
 
 from mcbn.metrics import gaussian_crps
-from mcbn.noise import fit_noise_precision
 from mcbn.plotting import plot_series
+from mcbn.predictive import fit_noise_precision
 
 
 def predict(model, datamodule, part):
