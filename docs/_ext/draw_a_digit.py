@@ -22,14 +22,7 @@ from matplotlib.image import imread
 from mcbn_gallery import darken, rerun_key
 from torch import Tensor, nn
 
-from mcbn import (
-    ClassificationRoutine,
-    MCBatchNorm,
-    MNISTDataModule,
-    Trainer,
-    lenet,
-    optim_lenet,
-)
+from mcbn import ClassificationRoutine, MCBatchNorm, MNISTDataModule, Trainer, lenet, optim_lenet
 from mcbn.data import files
 from mcbn.plotting import plot_estimators
 from mcbn.predictive import mutual_information, probabilities
