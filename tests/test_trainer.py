@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mcbn import ClassificationRoutine, Trainer, optim_lenet
-from mcbn.trainer import ResultTables, Table, Tables
+from mcbn.results import ResultTables, Table, Tables
 
 RESULTS = [
     {
@@ -141,10 +141,10 @@ import lightning.pytorch as pl
 import rich
 import torch
 from mcbn import ClassificationRoutine, Trainer, optim_lenet
-from mcbn.datamodules import _say
+from mcbn.data.digits import _say
 from mcbn.experiments.table import score_table, selection_table
 from mcbn.experiments.uci import main, read_results
-from mcbn.trainer import ResultTables, Table, Tables
+from mcbn.results import ResultTables, Table, Tables
 
 tables = Tables([Table("Größe ±", ("λ → τ", "“x”"), [("far – out, |x| ≈ 4", "1.25±0.5 ° 中 ∞")])])
 print(tables)

@@ -21,7 +21,7 @@ standard deviations of the training part alone.
 
 from lightning.pytorch import seed_everything
 
-from mcbn.tables import TableDataModule
+from mcbn import TableDataModule
 
 seed_everything(0, verbose=False)
 datamodule = TableDataModule(batch_size=32, seed=0)
@@ -43,8 +43,7 @@ print(f"standard deviation {datamodule.target_std:.0f}")
 import torch
 from torch import nn
 
-from mcbn import Trainer
-from mcbn.routines import RegressionRoutine
+from mcbn import RegressionRoutine, Trainer
 
 
 def optim_adam(model):
@@ -83,8 +82,8 @@ model, routine, trainer = train(datamodule)
 # wrong mean and a wrong width make it larger.
 
 from mcbn.metrics import gaussian_crps
-from mcbn.noise import fit_noise_precision
 from mcbn.plotting import plot_series
+from mcbn.predictive import fit_noise_precision
 
 
 def predict(model, datamodule, part):
@@ -126,7 +125,7 @@ torch.testing.assert_close(best, min(best, *scores), rtol=1e-4, atol=0)
 import rich
 
 from mcbn import MCBatchNorm
-from mcbn.trainer import ResultTables
+from mcbn.results import ResultTables
 
 
 def wrap(model, routine, trainer, datamodule):
@@ -203,7 +202,7 @@ assert ratio < 2
 # plain network. So the plain network stands beside them, with a width of its own. And one split of
 # a small table says little, so we take five splits, with a training for each.
 
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 
 def constant_width(predictions):

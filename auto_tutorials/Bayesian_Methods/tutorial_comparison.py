@@ -346,7 +346,7 @@ for key in live:
 
 import rich
 
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 kinds = list(dict.fromkeys(row["data"] for row in stored))
 trainings = {row["method"]: int(row["trainings"]) for row in stored}

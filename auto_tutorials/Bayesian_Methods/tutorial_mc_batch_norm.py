@@ -136,7 +136,7 @@ routine.model.fit(datamodule.train_dataloader())
 
 import rich
 
-from mcbn.trainer import ResultTables
+from mcbn.results import ResultTables
 
 mcbn = trainer.test(routine, datamodule=datamodule, verbose=False)
 rich.print(ResultTables({"plain": plain, "MCBN": mcbn}))

@@ -67,7 +67,7 @@ import torch
 
 from mcbn.experiments.protocol import METHODS
 from mcbn.experiments.table import PUBLISHED, normalized, standard_error
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 torch.manual_seed(0)
 

@@ -162,7 +162,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from mcbn.metrics import NLL, AdaptiveCalibrationError, BrierScore, CalibrationError
-from mcbn.trainer import ResultTables
+from mcbn.results import ResultTables
 
 
 def measure(probs):

@@ -148,7 +148,7 @@ import rich
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from mcbn.metrics import FPR95
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 
 def detect(inside, outside):

@@ -198,7 +198,7 @@ import rich
 from torchmetrics.functional.classification import binary_auroc
 
 from mcbn.metrics import negative_log_likelihood
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 
 def finds_errors(summary):

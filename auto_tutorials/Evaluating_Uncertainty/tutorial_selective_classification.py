@@ -130,7 +130,7 @@ for name, (coverage, risk) in curves.items():
 
 import rich
 
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 
 def areas(confidence, right):

@@ -149,7 +149,7 @@ ax.figure.set_label("Mutual information against M: a falling, nearly straight li
 
 import rich
 
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 x, y = torch.tensor(sizes).log(), torch.tensor(spread).log()
 slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()

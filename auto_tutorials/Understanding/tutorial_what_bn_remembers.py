@@ -234,7 +234,7 @@ assert 0.7 < ratio < 1.4
 
 import rich
 
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 off = (mean - grid.sin()).abs()
 places = {
