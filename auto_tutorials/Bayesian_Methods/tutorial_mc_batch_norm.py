@@ -2,22 +2,25 @@
 Training a LeNet with Monte Carlo Batch Normalization
 =====================================================
 
-A network that was trained with batch normalization has seen every image under slightly different
-conditions: normalized with the mean and the variance of whatever mini-batch it came in. Monte Carlo
-Batch Normalization (MCBN, `Teye et al., 2018 <https://arxiv.org/abs/1802.06455>`_) brings these
-conditions back when the network predicts. It draws mini-batches of training images and lets each
-one normalize the test images in its own way. Every mini-batch gives one *estimator*; where the
-estimators differ, the network is uncertain. The network is not trained again.
+In training, a batch normalization layer normalizes its activations with the mean and the variance
+of the current mini-batch. So what the network makes of an image depends a little on the other
+images in the mini-batch. Once trained, it usually predicts with fixed averages of these statistics,
+and the variation is gone. Monte Carlo Batch Normalization (MCBN, `Teye et al., 2018
+<https://arxiv.org/abs/1802.06455>`_) brings it back: it draws several mini-batches of training
+images, and the network predicts once with the statistics of each. Each mini-batch gives one
+*estimator*; where the estimators differ, the network is uncertain. The network is not trained
+again.
 
-On this page we train a small network on handwritten digits, wrap it, and measure what that changes.
-No GPU is needed.
+On this page we train a small network on handwritten digits, make eight estimators of it, and
+measure what that changes. No GPU is needed.
 
-1. What do we need?
--------------------
+The data and the network
+------------------------
 
-A datamodule that hands out the digits, a network, a recipe to optimize it, a routine that knows
-what to do with a batch, and a trainer that runs the routine. The seed stands here, in the script,
-so that each run of it on the same machine gives the same numbers.
+The datamodule holds MNIST in memory: 60,000 digits for training, 10,000 for testing. It looks for
+them in the folder that the variable ``MCBN_DATA`` names, or else in ``data``, and downloads them
+if they are not there. Without a network connection it says so, and uses 5,000 digits that come with
+the package. The seed is set in the script, so every run on the same machine gives the same numbers.
 """
 
 # sphinx_gallery_tags = ["classification", "batch size"]
@@ -30,68 +33,123 @@ from mcbn import ClassificationRoutine, MNISTDataModule, Trainer, lenet, optim_l
 
 seed_everything(0, verbose=False)
 
-# %%
-# 2. Which digits, and which network?
-# -----------------------------------
-#
-# The datamodule holds MNIST in memory: 60,000 digits for training, 10,000 for testing. It looks for
-# them in the folder that the variable ``MCBN_DATA`` names, or else in ``data``, and downloads them
-# if they are not there. Without a network connection it says so, and 5,000 digits that come with
-# the package take their place.
-
 datamodule = MNISTDataModule(batch_size=128)
 test_set = datamodule.dataset("test")
 labels = test_set.labels
 print(f"{len(datamodule.dataset('train')):,} digits to train on, {len(labels):,} to test on")
 
 # %%
-# In training, an image is cropped at random after padding, so it shifts by up to four pixels. A
-# test image stays as it is. These are the first eight, under their labels:
+# In training, each image is padded and then cropped at random, which shifts it by up to four
+# pixels. Test images stay as they are. These are the first eight, under their labels:
 
 from mcbn.plotting import plot_images
 
 plot_images(test_set.images[:8] / 255, titles=labels[:8])
 
 # %%
-# The network is a LeNet with a batch normalization layer after each of its two convolutions. The
-# trainer stops after 938 steps, which is two epochs of the full set.
+# The network is a LeNet with a batch normalization layer after each of its two convolutions. We
+# train it for 938 steps, which is two epochs of the full set, with the cross-entropy as the loss.
 
 model = lenet(datamodule.num_channels, datamodule.num_classes, norm=nn.BatchNorm2d)
-trainer = Trainer(max_steps=938)
-
-# %%
-# 3. What is the loss, and who applies it?
-# ----------------------------------------
-#
-# This is a classification, so the cross-entropy is the loss. The recipe makes the optimizer,
-# stochastic gradient descent with momentum, whose learning rate falls to zero over the 938 steps.
-# The routine uses both in a training step, and measures all that follows in a test.
-
 routine = ClassificationRoutine(
     num_classes=datamodule.num_classes,
     model=model,
     loss=nn.CrossEntropyLoss(),
     optim_recipe=optim_lenet,
 )
-
-# %%
-# 4. How good is the plain network?
-# ---------------------------------
-
+trainer = Trainer(max_steps=938)
 trainer.fit(routine, datamodule=datamodule)
-plain = trainer.test(routine, datamodule=datamodule)
 
 # %%
-# Four views of the same predictions. *Classification*: the accuracy, and how well the probabilities
-# fit (Brier score and negative log-likelihood, NLL; lower is better). *Calibration*: how far the
-# confidence is from the share of right answers, on average (ECE, aECE) and at worst (MCE).
-# *Selective classification*: how rare errors become if the network may decline the images it is
-# least sure of. *Complexity*: the operations for one batch of 128 images, and the parameters.
+# Make eight estimators
+# ---------------------
+#
+# :class:`mcbn.MCBatchNorm` copies the trained network. Its ``fit`` draws eight mini-batches through
+# the training loader, random crops included, and stores the means and variances that each one
+# causes in the batch normalization layers. No weight changes.
+#
+# How many images should a mini-batch hold? The paper says: as many as in training, here 128. Those
+# are the conditions that the network was trained under. The fewer images, the more their mean and
+# variance vary, and the wider the estimators spread. We come back to this at the end.
+
+from mcbn import MCBatchNorm
+
+mc = MCBatchNorm(model, num_estimators=8, mc_batch_size=128)
+mc.fit(datamodule.train_dataloader())
+
+# %%
+# Look at doubtful digits
+# -----------------------
+#
+# The wrapped network returns logits with one more axis, that of the estimators, and it comes first.
+# We put it in the place of the plain one and let it read all test images.
+
+import torch
+
+from mcbn.predictive import entropy, mean_probs, mutual_information, probabilities
+
+routine.model = mc
+logits = torch.cat(trainer.predict(routine, datamodule=datamodule), dim=1)
+print(tuple(logits.shape))
+
+# %%
+# The *mutual information* measures how much the estimators differ about an image: it is 0 if all
+# give the same probabilities. We show the four images where it is highest. Under each is a row for
+# every estimator: the darker a cell, the more probable the digit, and the estimator's reading is
+# written in the darkest cell. The frame marks the true digit.
+
+from mcbn.plotting import plot_estimators
+
+probs = probabilities(logits)
+information = mutual_information(probs)
+worst = information.topk(4).indices
+plot_estimators(test_set.images[worst] / 255, probs[:, worst], labels[worst])
+
+# %%
+# The plain network would have given one reading of each, without a hint that other mini-batches
+# suggest another. The estimators disagree about at least one of the four:
+
+readings = probs[:, worst].argmax(-1)
+for label, column in zip(labels[worst], readings.T, strict=True):
+    print(f"{label} was read as", *column.tolist())
+
+assert sum(len(column.unique()) > 1 for column in readings.T) >= 1
+
+# %%
+# Test both networks
+# ------------------
+#
+# The ``ClassificationRoutine`` tells Lightning's trainer what to do with a batch. In training, it
+# applies the loss and the optimizer that the recipe makes: ``optim_lenet`` is stochastic gradient
+# descent with momentum, whose learning rate falls to zero over the 938 steps. In a test, it
+# measures the predictions; for a wrapped network, it takes the mean of the estimators'
+# probabilities. We test the plain network first, and keep its probabilities, then the wrapped one.
+
+import rich
+
+from mcbn.trainer import ResultTables
+
+routine.model = model
+plain = trainer.test(routine, datamodule=datamodule, verbose=False)
+plain_probs = mean_probs(torch.cat(trainer.predict(routine, datamodule=datamodule)))
+
+routine.model = mc
+mcbn = trainer.test(routine, datamodule=datamodule, verbose=False)
+rich.print(ResultTables({"plain": plain, "MCBN": mcbn}))
+
+# %%
+# The tables are four views of the same predictions. *Classification*: the accuracy, and how well
+# the probabilities fit (Brier score and negative log-likelihood, NLL; lower is better).
+# *Calibration*: how far the confidence is from the share of correct answers, on average (ECE, aECE)
+# and at worst (MCE). *Selective classification*: how rare errors become if the network may decline
+# the images it is least sure of. *Complexity*: the operations for one batch of 128 images, and the
+# number of parameters.
 #
 # This page grew from `torch-uncertainty's
 # <https://torch-uncertainty.github.io/auto_tutorials/Bayesian_Methods/tutorial_mc_batch_norm.html>`_
-# of the same name, which reports an accuracy of 97.16 % and an NLL of 0.0914. On the full set ours
-# has to be at least as good, with an ECE below 1 %; on the sample, 95 % have to be right.
+# of the same name, which reports an accuracy of 97.16 % and an NLL of 0.0914. On the full set, our
+# plain network has to be at least as good, with an ECE below 1 %; on the sample, it has to get 95 %
+# right.
 
 full = len(labels) == 10_000
 assert plain[0]["test/cls/Acc"] >= (0.9716 if full else 0.95)
@@ -100,52 +158,10 @@ if full:
     assert plain[0]["test/cal/ECE"] <= 0.01
 
 # %%
-# We keep its probabilities for the comparison to come.
-
-import torch
-
-from mcbn.predictive import mean_probs
-
-logits = torch.cat(trainer.predict(routine, datamodule=datamodule))
-plain_probs = mean_probs(logits)
-print(tuple(logits.shape))
-
-# %%
-# 5. How does it become eight networks?
-# -------------------------------------
-#
-# The wrapper copies the network. ``fit`` draws eight mini-batches through the training loader, with
-# its random crops, and notes the means and variances that each one causes in the batch
-# normalization layers. No weight changes.
-#
-# How many images are in a mini-batch? As many as in the training, says the paper, here 128: these
-# are the conditions that the network has known. The fewer there are, the more their mean and
-# variance vary, and the wider the estimators spread. We come back to this at the end.
-
-from mcbn import MCBatchNorm
-
-routine.model = MCBatchNorm(model, num_estimators=8, mc_batch_size=128)
-routine.model.fit(datamodule.train_dataloader())
-
-# %%
-# 6. What has changed?
-# --------------------
-#
-# The wrapped network gives logits with one more axis, the estimators', and it comes first. The
-# routine tests the mean of their probabilities.
-
-import rich
-
-from mcbn.trainer import ResultTables
-
-mcbn = trainer.test(routine, datamodule=datamodule, verbose=False)
-rich.print(ResultTables({"plain": plain, "MCBN": mcbn}))
-
-# %%
-# Two new rows compare the estimators. *MI*, the mutual information, is the part of the entropy that
-# comes from their disagreement, and *Disagreement* is the share of pairs of estimators that read
-# different digits. Eight estimators need less than eight times the operations: they share the first
-# convolution.
+# MCBN has two rows that the plain network lacks; they compare the estimators. *MI* is the mean
+# mutual information, the part of the entropy that comes from their disagreement, and *Disagreement*
+# is the share of pairs of estimators that read different digits. Eight estimators need less than
+# eight times the operations, because they share the first convolution.
 
 flops = [results[0]["test/cplx/flops"] for results in (plain, mcbn)]
 assert flops[0] < flops[1] < 8 * flops[0]
@@ -161,7 +177,6 @@ assert mcbn[0]["test/cls/Disagreement"] > 0
 # another matter.)
 
 from mcbn.metrics import brier_score, negative_log_likelihood
-from mcbn.predictive import entropy, mutual_information, probabilities
 
 
 def scores(probs):
@@ -172,7 +187,6 @@ def scores(probs):
 
 # %%
 
-logits = torch.cat(trainer.predict(routine, datamodule=datamodule), dim=1)
 mc_probs = mean_probs(logits)
 change = scores(mc_probs) - scores(plain_probs)
 means, errors = change.mean(1), change.std(1) / len(labels) ** 0.5
@@ -189,30 +203,6 @@ for name, mean, error in zip(["Acc", "Brier", "NLL", "Entropy"], means, errors, 
 assert abs(means[0]) < 0.01
 assert abs(means[2]) < 0.02
 assert abs(means[3]) < 0.02
-
-# %%
-# Which digits are uncertain?
-# ---------------------------
-#
-# We rank the test images by their mutual information and show the first four. Under each image is
-# a row for each estimator: the darker a cell, the more probable the digit, and the estimator's
-# reading is written in its darkest cell. The frame marks the true digit.
-
-from mcbn.plotting import plot_estimators
-
-probs = probabilities(logits)
-information = mutual_information(probs)
-worst = information.topk(4).indices
-plot_estimators(test_set.images[worst] / 255, probs[:, worst], labels[worst])
-
-# %%
-# The estimators do not agree on all of them: at least one has been read in two ways.
-
-readings = probs[:, worst].argmax(-1)
-for label, column in zip(labels[worst], readings.T, strict=True):
-    print(f"{label} was read as", *column.tolist())
-
-assert sum(len(column.unique()) > 1 for column in readings.T) >= 1
 
 # %%
 # Does it find the errors?
