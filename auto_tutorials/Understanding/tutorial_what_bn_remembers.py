@@ -50,16 +50,22 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 
-def train(x, y, steps=600):
+def train(x, y, epochs):
     loader = DataLoader(TensorDataset(x[:, None], y), batch_size=64, shuffle=True, drop_last=True)
     model = nn.Sequential(
-        *(nn.Linear(1, 50, bias=False), nn.BatchNorm1d(50), nn.ReLU()),
-        *(nn.Linear(50, 50, bias=False), nn.BatchNorm1d(50), nn.ReLU()),
-        *(nn.Linear(50, 1), nn.Flatten(0)),
+        nn.Linear(1, 50, bias=False),
+        nn.BatchNorm1d(50),
+        nn.ReLU(),
+        nn.Linear(50, 50, bias=False),
+        nn.BatchNorm1d(50),
+        nn.ReLU(),
+        nn.Linear(50, 1),
+        nn.Flatten(0),  # one number for each point
     )
+    steps = epochs * len(loader)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.01, total_iters=steps)
-    while schedule.last_epoch < steps:
+    for _ in range(epochs):
         for inputs, target in loader:
             optimizer.zero_grad()
             nn.functional.mse_loss(model(inputs), target).backward()
@@ -68,7 +74,7 @@ def train(x, y, steps=600):
     return model.eval(), loader
 
 
-model, loader = train(x, y)
+model, loader = train(x, y, epochs=100)
 
 # %%
 # What the layer does with a mini-batch
@@ -82,7 +88,8 @@ model, loader = train(x, y)
 from mcbn import MCBatchNorm
 
 mc = MCBatchNorm(model, num_estimators=200, mc_batch_size=64).fit(loader)
-weight, layer = mc.model[0].weight[:, 0], mc.model[1]
+weight = mc.model[0].weight[:, 0]
+layer = mc.model[1]
 print("means held by the first layer:", tuple(layer.mc_mean.shape))
 
 # %%
@@ -277,7 +284,7 @@ def spread_of(model, loader, size):
 
 
 base = spread_of(model, loader, 64)
-more_points = spread_of(*train(new_x, new_y), 64)
+more_points = spread_of(*train(new_x, new_y, epochs=10), 64)
 larger = spread_of(model, loader, 256)
 print(f"400 points,   M = 64:  {base:.2f}")
 print(f"4,000 points, M = 64:  {more_points:.2f}")
