@@ -62,7 +62,8 @@ def scores(probs, size):
 
 
 # %%
-# These are the values that we try:
+# We try the following values, with a new ``fit`` for each size. The plain network is scored as a
+# single estimator.
 
 sizes, counts = [4, 8, 16, 32, 64, 128, 512], [1, 2, 4, 8, 16, 32, 64]
 sweep = {}
@@ -223,9 +224,9 @@ assert torch.allclose(unbiased.mc_var, default.mc_var, rtol=1e-3)
 
 # %%
 # Blending leaves a tenth of the spread of the means, and so almost none in the predictions. The
-# unbiased variance changes nothing here, because a convolution has :math:`n = 32 \cdot 24 \cdot 24`
-# values in a channel. In a dense layer :math:`n = M`, and the ratio of the two variances is
-# :math:`M / (M - 1)`:
+# unbiased variance changes nothing here: the layer follows a convolution, and each of its channels
+# has :math:`n = 32 \cdot 24 \cdot 24` values. In a dense layer :math:`n = M`, and the ratio of the
+# two variances is :math:`M / (M - 1)`:
 
 for size in (2, 4, 32):
     values = torch.randn(size)
