@@ -310,8 +310,8 @@ for name, key in names.items():
     print(f"CRPS, {name}: {torch.tensor(runs[key]).mean():.3f}")
 
 # %%
-# MCBN's width is a small step from the constant one, and the optimum is far away. No method can
-# cover much of that distance: the optimum knows each error.
+# MCBN's width is a small step from the constant one, and the optimum is far away. Much of that
+# distance is out of reach for any method: the optimum knows each error.
 #
 # What was left out
 # -----------------
