@@ -13,9 +13,15 @@ activations into
 The scale :math:`\gamma` and the offset :math:`\beta` are learned like weights; :math:`\epsilon` is
 a small constant that keeps the layer from dividing by zero. In training, the *statistics*
 :math:`\mu` and :math:`\sigma^2` are the channel's mean and variance over a *mini-batch* of
-:math:`M` examples drawn at random. So the output for one example depends on the others in its
-mini-batch. At inference, the layer usually takes its *running statistics* instead, averages over
-the steps of the training.
+:math:`M` examples drawn at random:
+
+.. math::
+
+    \mu = \frac{1}{M} \sum_{i=1}^{M} h_i, \qquad
+    \sigma^2 = \frac{1}{M} \sum_{i=1}^{M} (h_i - \mu)^2 .
+
+So the output for one example depends on the others in its mini-batch. At inference, the layer
+usually takes its *running statistics* instead, averages over the steps of the training.
 
 Monte Carlo Batch Normalization (MCBN) returns to mini-batches at inference. It draws :math:`S` of
 them from the training data, and each gives one *estimator*: the trained network with the statistics
