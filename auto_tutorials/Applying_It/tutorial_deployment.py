@@ -252,7 +252,7 @@ def test_with(devices):
 
 import rich
 
-from mcbn.trainer import ResultTables
+from mcbn.results import ResultTables
 
 results = {"one process": test_with(1), "two processes": test_with(2)}
 rich.print(ResultTables(results))

@@ -21,7 +21,7 @@ all columns with the means and standard deviations of the training part.
 
 from lightning.pytorch import seed_everything
 
-from mcbn.tables import TableDataModule
+from mcbn import TableDataModule
 
 seed_everything(0, verbose=False)
 datamodule = TableDataModule(batch_size=32, seed=0)
@@ -43,8 +43,7 @@ print(f"standard deviation {datamodule.target_std:.0f}")
 import torch
 from torch import nn
 
-from mcbn import Trainer
-from mcbn.routines import RegressionRoutine
+from mcbn import RegressionRoutine, Trainer
 
 
 def optim_adam(model):
@@ -83,8 +82,8 @@ model, routine, trainer = train(datamodule)
 # mean and a wrong width both make it larger.
 
 from mcbn.metrics import gaussian_crps
-from mcbn.noise import fit_noise_precision
 from mcbn.plotting import plot_series
+from mcbn.predictive import fit_noise_precision
 
 
 def predict(model, datamodule, part):
@@ -127,7 +126,7 @@ torch.testing.assert_close(best, min(best, *scores), rtol=1e-4, atol=0)
 import rich
 
 from mcbn import MCBatchNorm
-from mcbn.trainer import ResultTables
+from mcbn.results import ResultTables
 
 
 def wrap(model, routine, trainer, datamodule):
@@ -206,7 +205,7 @@ assert ratio < 2
 # network's. We therefore add the plain network, with a constant width of its own. And because one
 # split of a small table says little, we take five splits, and train a network on each.
 
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 
 def constant_width(predictions):

@@ -59,7 +59,7 @@ print(tuple(train_scenes.shape), f"{background:.0%} of the test pixels are backg
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import OneCycleLR
 
-from mcbn.models import unet
+from mcbn.training.models import unet
 
 model = unet(in_channels=1, num_classes=11, width=16)
 optimizer = torch.optim.Adam(model.parameters())
@@ -152,7 +152,7 @@ axes[0, 0].figure.set_label(
 import rich
 from torchmetrics.functional.classification import binary_auroc
 
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 doubts = {
     "plain entropy": summarise_classification(pixels(plain_logits)).entropy,

@@ -188,7 +188,7 @@ assert spread["blended"] < spread["random crops"] / 2
 import rich
 
 from mcbn.diagnostics import fit_report
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 reports = {name: fit_report(wrapper) for name, wrapper in mc.items()}
 
