@@ -206,7 +206,7 @@ for name, (one, own, classes) in grouped.items():
 # the plain network.
 
 for one, own, _ in grouped.values():
-    assert one < 0.92
+    assert one < 0.94
     assert own > 0.93
 change = grouped["mutual information"][2] - grouped["plain entropy"][2]
 assert change.abs() < 0.2
