@@ -1,4 +1,4 @@
-"""The mini-batches whose statistics become the estimators."""
+"""What a network is given of a batch, and mini-batches drawn from the training data."""
 
 from __future__ import annotations
 

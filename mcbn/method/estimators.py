@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mcbn.conduct import Conduct, Snapshot
-from mcbn.inputs import Inputs
-from mcbn.pooling import (
+from mcbn.method.conduct import Conduct, Snapshot
+from mcbn.method.inputs import Inputs
+from mcbn.method.pooling import (
     UNTRACKED,
     Deferred,
     finished,
@@ -29,7 +29,7 @@ from mcbn.pooling import (
     version,
     worth_deferring,
 )
-from mcbn.statistics import (
+from mcbn.method.statistics import (
     MARKS,
     Handover,
     Layers,
@@ -40,7 +40,7 @@ from mcbn.statistics import (
     part_of,
     recomputes,
 )
-from mcbn.tree import leaves, tensors_of, tree_map
+from mcbn.method.tree import leaves, tensors_of, tree_map
 
 # Where an operation has no rule, vmap runs it for each estimator, and that is all right here.
 warnings.filterwarnings("ignore", "There is a performance drop because we have not yet impl")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mcbn.pooling import nbytes, version
-from mcbn.tree import children_of
+from mcbn.method.pooling import nbytes, version
+from mcbn.method.tree import children_of
 
 
 class _Cloning(TorchFunctionMode):

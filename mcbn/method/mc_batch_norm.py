@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed, nn
 
-from mcbn.batches import default_inputs, draw_batches
 from mcbn.checks import (
     check_callable,
     check_count,
@@ -24,12 +23,13 @@ from mcbn.checks import (
     check_number,
     check_type,
 )
-from mcbn.conduct import Conduct, Survivors
-from mcbn.diagnostics import warn_if_unfit
-from mcbn.estimators import Plan, is_traceable, predict, predict_traced
-from mcbn.inputs import cloned, copied_network, same, walk
-from mcbn.pooling import Overwritten, nbytes
-from mcbn.statistics import (
+from mcbn.data.batches import default_inputs, draw_batches
+from mcbn.method.conduct import Conduct, Survivors
+from mcbn.method.distances import warn_if_unfit
+from mcbn.method.estimators import Plan, is_traceable, predict, predict_traced
+from mcbn.method.inputs import cloned, copied_network, same, walk
+from mcbn.method.pooling import Overwritten, nbytes
+from mcbn.method.statistics import (
     MiniBatch,
     Pair,
     batch_norms,
@@ -37,7 +37,7 @@ from mcbn.statistics import (
     keep_statistics,
     watching,
 )
-from mcbn.tree import tensors_of, tree_map
+from mcbn.method.tree import tensors_of, tree_map
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mcbn.tree import tree_map
+from mcbn.method.tree import tree_map
 
 # Below so many bytes, waiting takes longer than it saves.
 _WORTH_DEFERRING = 1 << 17
