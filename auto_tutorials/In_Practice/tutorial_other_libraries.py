@@ -17,7 +17,7 @@ scikit-learn, through skorch
 
 skorch turns a PyTorch network into a scikit-learn classifier. In training mode a wrapper is the
 plain network, so it can take the network's place. The subclass below fits the wrapper after
-training. Its probabilities are the mean over the *estimators*, each of which is the trained network,
+training. Its probabilities are the mean over the *estimators*: each is the trained network,
 normalized with the statistics of one mini-batch of training data.
 """
 
