@@ -223,9 +223,9 @@ for way in ways[1:]:
 assert saved > -3
 
 # %%
-# Here active learning pays: 70 labels chosen by the plain entropy are about as good as 100 chosen at
-# random, and in most runs better. Many of the doubtful digits are rare ones, of which the network
-# has seen few.
+# Here active learning pays: 70 labels chosen by the plain entropy are about as good as 100 chosen
+# at random, and in most runs better. Many of the doubtful digits are rare ones, of which the
+# network has seen few.
 
 rare_ones = uneven.labels[labelled].gt(4).float().mean(1).chunk(len(ways))
 print(f"rare in the pool: {uneven.labels.gt(4).float().mean():.0%}")
