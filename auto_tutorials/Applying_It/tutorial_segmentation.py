@@ -95,7 +95,7 @@ print(tuple(logits.shape))
 # %%
 # The axes are estimators, scenes, classes, height and width. The functions of
 # :mod:`mcbn.predictive` expect *(estimators, examples, classes)*, so each pixel becomes an example
-# of its own.
+# of its own. We call the pixels of the digits the *ink*.
 
 from mcbn.predictive import summarise_classification
 
