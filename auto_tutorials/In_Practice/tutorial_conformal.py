@@ -1,6 +1,6 @@
 """
-A set with a guarantee
-======================
+Prediction sets with guaranteed coverage
+========================================
 
 "It is a 3 or an 8, with 95 % certainty": this answer is a *set* of classes, and it contains the
 right one as often as it promises. *Conformal prediction* makes such sets from any network's
