@@ -120,7 +120,9 @@ def write_guide(rows: list[list[Any]]) -> None:
         else:
             plain = {data: torch.tensor(nll["plain", data]) for data in kinds}
             paired = (interval(torch.tensor(nll[method, data]) - plain[data]) for data in kinds)
-            of_data = [f"{mean:+.3f} ± {half:.3f}".replace("-", "−") for mean, half in paired]
+            # On a phone the table fits where a cell breaks, but not behind its sign.
+            cells = (f"{mean:+.3f} ±\N{NO-BREAK SPACE}{half:.3f}" for mean, half in paired)
+            of_data = [cell.replace("-", "−") for cell in cells]
         lines.append([method, *costs[method], *of_data])
     with GUIDE.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(lines)

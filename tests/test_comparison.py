@@ -6,6 +6,7 @@ import csv
 import importlib.util
 from collections import defaultdict
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -74,6 +75,27 @@ def test_swag_draws_from_the_normal_distribution_of_the_snapshots(measuring):
     torch.testing.assert_close(draws.mean(0), points.mean(0), rtol=0, atol=0.03)
     wanted = (points.T.cov() + torch.diag(points.var(0, correction=0))) / 2
     torch.testing.assert_close(draws.T.cov(), wanted, rtol=0.05, atol=0.03)
+
+
+def test_the_guide_has_the_changes_of_the_stored_scores(measuring):
+    """Means and half widths over paired seeds, with Student's quantile for ten from a table."""
+    nll = defaultdict(list)
+    with measuring.STORED.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            nll[row["data"], row["method"], row["trainings"], row["passes"]].append(
+                (int(row["seed"]), float(row["NLL"]))
+            )
+    with measuring.GUIDE.open(encoding="utf-8", newline="") as file:
+        plain, *others = csv.DictReader(file)
+    for data in ("digits", "vowels"):
+        of_plain = [value for _, value in sorted(nll[data, "plain", "1", "1"])]
+        assert plain[data] == f"{fmean(of_plain):.3f}"
+        for row in others:
+            values = sorted(nll[data, row["Method"], row["Trainings"], row["Passes"]])
+            changes = [value - before for (_, value), before in zip(values, of_plain, strict=True)]
+            shown = [float(part) for part in row[data].replace("−", "-").split("±")]
+            half = 2.26216 * stdev(changes) / 10**0.5
+            assert shown == pytest.approx([fmean(changes), half], abs=5.1e-4), row["Method"]
 
 
 def test_the_stored_scores_are_ten_seeds_of_every_method(measuring):

@@ -2,21 +2,23 @@
 Inside other libraries
 ======================
 
-Your training is in scikit-learn's cross-validation, your backbone comes from timm, your U-Net from
-segmentation-models-pytorch, your test from torch-uncertainty. Where does MCBN go in? On this page
-each gets it in at most ten lines. The networks are small, and most are not trained: it shows how
-they are wrapped, not how good they are. The digits come with scikit-learn, the seed is 0.
+You train in scikit-learn's cross-validation, take your backbone from timm or your U-Net from
+segmentation-models-pytorch, or test with torch-uncertainty. This page adds Monte Carlo Batch
+Normalization (MCBN) to each, in at most ten lines. The networks are small and most are untrained:
+the page shows how to wrap them, not how good they are. The digits come with scikit-learn, and the
+seed is 0.
 
-The libraries: skorch (BSD 3-clause), timm (Apache 2.0), segmentation-models-pytorch (MIT) and
-torch-uncertainty (Apache 2.0). :doc:`/guide/other_libraries` has more, of libraries that are too
-large to be installed for this page.
+The libraries are skorch (BSD 3-clause), timm (Apache 2.0), segmentation-models-pytorch (MIT) and
+torch-uncertainty (Apache 2.0). :doc:`/guide/other_libraries` covers transformers, which is too
+large to install for this page.
 
-scikit-learn, by way of skorch
-------------------------------
+scikit-learn, through skorch
+----------------------------
 
-skorch makes a classifier for scikit-learn of a PyTorch network. In training mode a wrapper is the
-plain network, so it can take the network's place. A subclass fits its statistics after the
-training, and takes the mean of the estimators for its probabilities.
+skorch turns a PyTorch network into a scikit-learn classifier. In training mode a wrapper is the
+plain network, so it can take the network's place. The subclass below fits the wrapper after
+training. Its probabilities are the mean over the *estimators*: each is the trained network,
+normalized with the statistics of one mini-batch of training data.
 """
 
 # sphinx_gallery_tags = ["own networks", "other libraries"]
@@ -42,8 +44,9 @@ class MCBNClassifier(NeuralNetClassifier):
 
 
 # %%
-# Whatever takes a classifier takes this one: ``cross_val_score``, pipelines, searches. We score
-# both by the negative log-likelihood, on 300 digits of 8 by 8 pixels.
+# It goes wherever a scikit-learn classifier goes: into ``cross_val_score``, pipelines and searches.
+# We compare it with the plain classifier by the negative log-likelihood, on 300 digits of 8 by 8
+# pixels.
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -56,6 +59,9 @@ network = nn.Sequential(
     nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(),
     nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10),
 )  # fmt: skip
+
+# %%
+# Both classifiers have the same network and the same training.
 
 common = {
     "criterion": nn.CrossEntropyLoss, "optimizer": torch.optim.Adam, "lr": 3e-3,
@@ -72,15 +78,15 @@ for name, classifier in classifiers.items():
     assert scores.mean() > -1
 
 # %%
-# Each trained its own three networks, so a small difference says nothing.
+# Each trains its own three networks, so a small difference means nothing.
 #
 # timm
 # ----
 #
-# A network of timm is wrapped as it is, its fused layers of batch norm and activation included.
-# ``forward_features`` and ``reset_classifier`` are those of the network inside, ``mc.model``. Here
-# the weights are random; with ``pretrained=True`` timm downloads them, and
-# :ref:`sphx_glr_auto_tutorials_In_Practice_tutorial_pretrained.py` tells what to look out for.
+# Wrap a timm network as it is, including its fused layers of batch norm and activation. Methods
+# such as ``forward_features`` and ``reset_classifier`` remain on the network inside, ``mc.model``.
+# Here the weights are random. With ``pretrained=True`` timm downloads trained ones;
+# :ref:`sphx_glr_auto_tutorials_In_Practice_tutorial_pretrained.py` shows what to watch out for.
 
 import timm
 
@@ -94,7 +100,8 @@ with torch.no_grad():
 print(tuple(logits.shape))
 
 # %%
-# To see that it is right for a network, compare with one forward pass after another.
+# The wrapper runs several estimators at once. To check the result on your network, compare it with
+# one forward pass for each estimator.
 
 
 def check(model, data, x):
@@ -114,8 +121,7 @@ check(backbone, pictures, pictures[:3])
 # segmentation-models-pytorch
 # ---------------------------
 #
-# Its networks give an image a class. The axis of the estimators comes first, and the classes are to
-# be moved to the end for :mod:`mcbn.predictive`.
+# A U-Net predicts a class for every pixel. In its output, the axis of the estimators comes first.
 
 import segmentation_models_pytorch as smp
 
@@ -128,6 +134,12 @@ mc = MCBatchNorm(unet.eval(), num_estimators=8, mc_batch_size=16)
 mc.fit(DataLoader(TensorDataset(pictures))).eval()
 with torch.no_grad():
     logits = mc(pictures[:2])
+
+# %%
+# The functions of :mod:`mcbn.predictive` expect *(estimators, examples, classes)*, so the classes
+# move to the end, and each pixel becomes an example. *Doubt* is the mutual information, which
+# measures how far the estimators disagree.
+
 summary = summarise_classification(logits.movedim(2, -1).flatten(1, -2))
 doubt = summary.mutual_information.view(2, 64, 64)
 print(tuple(logits.shape), tuple(doubt.shape))
@@ -142,9 +154,8 @@ axes[0, 0].figure.set_label(
 # torch-uncertainty
 # -----------------
 #
-# Its routines test ensembles, whose members they want in the batch axis, the members of each image
-# ``batch`` apart: *(m b) c*. That is ``flatten(0, 1)`` of our prediction, and the one line that is
-# needed.
+# Its routines test ensembles whose members are in the batch axis, with all images of the first
+# member first: *(m b) c*. Applied to our prediction, ``flatten(0, 1)`` gives exactly that.
 
 from torch_uncertainty.routines import ClassificationRoutine
 
@@ -161,7 +172,7 @@ class Flat(nn.Module):
 
 
 # %%
-# It gets the classifier with MCBN, trained once more on all of the 300 digits, and is tested on the
+# We train the classifier with MCBN once more, on all 300 digits, and let the routine test it on the
 # others.
 
 rest = (digits[300:] / 16).astype(np.float32), labels[300:]
@@ -174,7 +185,7 @@ for name in ("test/cls/Acc", "test/cls/NLL", "test/cal/ECE", "test/ens_MI"):
     print(f"{name:14} {results[name]:.3f}")
 
 # %%
-# Its accuracy is ours.
+# The accuracy is the one that we compute ourselves.
 
 accuracy = (classifier.predict(rest[0]) == rest[1]).mean()
 assert abs(accuracy - results["test/cls/Acc"]) < 1e-4
@@ -183,5 +194,5 @@ assert abs(accuracy - results["test/cls/Acc"]) < 1e-4
 # What to read next
 # -----------------
 #
-# :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_own_network.py` says what ``fit`` needs of your
-# data, and what it does when something is wrong.
+# :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_own_network.py` says what ``fit`` needs from
+# your data, and what it does when something is wrong.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,6 +13,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 from rich import get_console
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 from torch import distributed, nn
 
 from mcbn.results import ResultTables, Table, Tables
@@ -34,6 +38,31 @@ class _ShowSummary(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             get_console().print(_summary(getattr(pl_module, "model", pl_module)))
+
+
+class _ShowProgress(pl.Callback):
+    """A bar on a terminal while a training runs; it leaves nothing behind."""
+
+    progress: Progress | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and sys.stderr.isatty():
+            columns = *Progress.get_default_columns(), MofNCompleteColumn()
+            self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+            self.progress.add_task("Training", total=batches if math.isfinite(batches) else None)
+            self.progress.start()
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        if self.progress:
+            self.progress.advance(self.progress.task_ids[0])
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        if self.progress:
+            self.progress.stop()
+            self.progress = None
+
+    on_exception = on_train_end
 
 
 class _EndProcessGroup(pl.Callback):
@@ -78,9 +107,10 @@ def _quiet() -> Iterator[None]:
 class Trainer(pl.Trainer):
     """Lightning's Trainer that shows a model summary, the results of a test, and nothing else.
 
-    Progress bar, logger, checkpoints and Lightning's sanity check are off unless asked for. Where a
-    run fails, modules come back to the mode in which they were: Lightning would leave them in
-    evaluation mode, and train them so the next time.
+    On a terminal, a line shows how far a training is, and goes when it ends. Lightning's own
+    progress bar, logger, checkpoints and sanity check are off unless asked for. Where a run fails,
+    modules come back to the mode in which they were: Lightning would leave them in evaluation mode,
+    and train them so the next time.
 
     Args:
         enable_model_summary: Show the network's modules and parameters when a training begins.
@@ -104,6 +134,8 @@ class Trainer(pl.Trainer):
         with _quiet():
             super().__init__(enable_model_summary=False, **(defaults | kwargs))
         self.callbacks.append(_EndProcessGroup())
+        if not self.progress_bar_callback:
+            self.callbacks.append(_ShowProgress())
         if enable_model_summary:
             self.callbacks.append(_ShowSummary())
 

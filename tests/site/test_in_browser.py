@@ -48,6 +48,15 @@ def test_page_is_whole_and_accessible(tab, server: str, axe: str, page: str) -> 
     ]
 
 
+@pytest.mark.parametrize("name", ["index.html", "guide/which_method.html", "guide/limits.html"])
+def test_tables_fit_into_the_page(tab, server: str, name: str) -> None:
+    visit(tab, server + name)
+    boxes = tab.locator(".pst-scrollable-table-container")
+    wider = boxes.evaluate_all("boxes => boxes.map(box => box.scrollWidth - box.clientWidth)")
+    assert wider
+    assert max(wider) <= 0
+
+
 def test_one_figure_of_each_pair_is_shown(tab, server: str, tutorial: str) -> None:
     visit(tab, server + tutorial)
     figures = tab.locator("img.mcbn-figure")
