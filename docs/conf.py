@@ -129,7 +129,8 @@ html_show_sphinx = False
 html_context = {"default_mode": "auto", "github": f"https://github.com/{repository}"}
 # Pages without others beside them need no list of them.
 html_sidebars = {
-    page: [] for page in ("404", "bibliography", "changelog", "contributing", "draw_a_digit")
+    page: []
+    for page in ("404", "bibliography", "changelog", "contributing", "draw_a_digit", "how_it_works")
 }
 html_theme_options = {
     "logo": {"text": project},

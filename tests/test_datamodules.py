@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
+import io
 import json
 import os
 import signal
@@ -826,7 +827,7 @@ def slowly(handler: BaseHTTPRequestHandler, content: bytes) -> None:
 
 
 def test_a_download_that_was_given_up_ends_and_leaves_no_file(tiny, tmp_path, serve, monkeypatch):
-    serve(trickling)
+    serve(slowly)
     monkeypatch.setattr(files, "_PATIENCE", 0.6)
     before = set(threading.enumerate())
     with pytest.raises(TimeoutError, match=r"given up after 0\.6 seconds"):
@@ -848,6 +849,25 @@ def test_a_patient_download_goes_on_while_bytes_come(tiny, tmp_path, serve, monk
     (tmp_path / files.MNIST[0]).unlink()
     with pytest.raises(TimeoutError):
         files.fetch_missing(tmp_path, files.MNIST[:1], patient=False)
+
+
+def test_a_downloaded_file_is_for_whom_the_folder_is(tiny, tmp_path, serve):
+    serve(send)
+    (tmp_path / "own").touch()
+    files.fetch_missing(tmp_path, files.MNIST, patient=True)
+    for name in files.MNIST:
+        assert (tmp_path / name).stat().st_mode == (tmp_path / "own").stat().st_mode
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_sees_how_far_the_download_is(tiny, tmp_path, serve, monkeypatch, terminal):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    serve(send)
+    files.fetch_missing(tmp_path, files.MNIST[:1], patient=True)
+    assert ("100%" in stream.getvalue()) == terminal
+    assert terminal or not stream.getvalue()
 
 
 def test_a_root_that_cannot_be_written_is_named(tiny, tmp_path, serve, capsys):

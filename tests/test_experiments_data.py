@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mcbn.experiments import data
+from mcbn.data import files
 from mcbn.experiments.data import DATA_SETS, DataSet, checksum, load
 
 ROWS = "1 2 9\n3 4 8\n5 7 7\n"
@@ -22,7 +22,7 @@ def known(monkeypatch):
     """A data set of that name whose numbers are the ones above."""
     known = DataSet("known", checksum(FEATURES, TARGET), "http://127.0.0.1:1/known")
     monkeypatch.setitem(DATA_SETS, "known", known)
-    monkeypatch.setattr(data, "_PATIENCE", 2.0)
+    monkeypatch.setattr(files, "_PATIENCE", 2.0)
     return known
 
 

@@ -1,8 +1,10 @@
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import mcbn
 
@@ -19,6 +21,7 @@ ROOMS = {
     "experiments": {"data", "metrics", "predictive", "results"},
 }
 GROUND = {"checks", "terminal"}
+FIGURE = Path(__file__).resolve().parent.parent / "docs/_static/rooms.svg"
 
 
 def run(code):
@@ -31,7 +34,7 @@ def test_import_mcbn_imports_nothing_heavy_but_torch():
     code = "import mcbn, sys; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = set(run(code))
     assert {"torch", "mcbn"} <= loaded
-    heavy = {"lightning", "torchvision", "matplotlib", "torchmetrics", "rich"}
+    heavy = {"lightning", "torchvision", "matplotlib", "torchmetrics", "rich", "pooch"}
     assert not heavy & (loaded - set(run(code.replace("import mcbn, sys", "import torch, sys"))))
 
 
@@ -76,3 +79,16 @@ def test_the_rooms_take_from_each_other_what_is_drawn_and_in_no_circle() -> None
     assert {room: taken[room] - GROUND for room in taken if room not in GROUND} == ROOMS
     assert not any(taken[room] for room in GROUND)
     assert list(TopologicalSorter(ROOMS).static_order())
+
+
+def test_the_figure_on_the_page_how_it_works_shows_the_same_arrows() -> None:
+    root = ElementTree.parse(FIGURE).getroot()
+    drawn: dict[str, set[str]] = {
+        text.text or "": set() for text in root.iter("{http://www.w3.org/2000/svg}text")
+    }
+    for path in root.iter("{http://www.w3.org/2000/svg}path"):
+        for room in path.get("data-from", "").split():
+            drawn[room].add(path.get("data-to", ""))
+    assert drawn == ROOMS
+    page = (FIGURE.parent.parent / "how_it_works.rst").read_text(encoding="utf-8")
+    assert set(re.findall(r"^``(\w+)``$", page, flags=re.MULTILINE)) == set(ROOMS)

@@ -2,6 +2,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_diabetes
@@ -175,6 +176,30 @@ def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"pip install scikit-learn.*path="):
         TableDataModule().setup()
+
+
+def test_a_data_frame_gives_what_its_text_gives(write):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=20), "n": np.arange(20), "flag": [True, False] * 10})
+    frame["y"] = pd.array(rng.integers(9, size=20), dtype="Int64")
+    of_frame = TableDataModule(frame, target=1)
+    of_text = TableDataModule(write(frame.astype(float).to_csv(index=False)), target=1)
+    for part in PARTS:
+        for left, right in zip(
+            of_frame.dataset(part).tensors, of_text.dataset(part).tensors, strict=True
+        ):
+            torch.testing.assert_close(left, right)
+    assert of_frame.names == of_text.names == ["x", "flag", "y", "n"]
+
+
+@pytest.mark.parametrize("cell", [np.nan, np.inf, pd.NA, None, "3", pd.Timestamp("2020-01-01")])
+def test_a_cell_of_a_data_frame_that_is_no_number_is_named(cell):
+    frame = pd.DataFrame({"x": range(9), "y": range(9)}, dtype=object)
+    frame.loc[4, "y"] = cell
+    with pytest.raises(ValueError, match=r"row 4 of the column 'y': '.+' is no finite number"):
+        TableDataModule(frame).setup()
+    with pytest.raises(ValueError, match="0 rows make 0 for training"):
+        TableDataModule(frame[:0]).setup()
 
 
 def test_an_unknown_part_is_refused():

