@@ -27,7 +27,7 @@ PROJECTS = {
                 torch.autograd.grad_mode.inference_mode
                 torch.nn.AdaptiveAvgPool1d torch.nn.BatchNorm1d torch.nn.BatchNorm2d
                 torch.nn.Conv1d torch.nn.CrossEntropyLoss torch.nn.Dropout torch.nn.Flatten
-                torch.nn.LayerNorm torch.nn.Linear torch.nn.MSELoss torch.nn.MaxPool1d
+                torch.nn.LayerNorm torch.nn.Linear torch.nn.MSELoss
                 torch.nn.MaxPool2d
                 torch.nn.Module torch.nn.ReLU torch.nn.Sequential
                 torch.nn.functional.avg_pool1d torch.nn.functional.avg_pool2d
@@ -66,7 +66,6 @@ PROJECTS = {
                 torchvision.transforms.v2.functional.resize
                 torchvision.transforms.v2.functional.rotate
             """,
-            "models/generated/{name}.html": "torchvision.models.resnet18",
             "models/generated/torchvision.models.mobilenet_v2.html": """
                 torchvision.models.MobileNet_V2_Weights
             """,

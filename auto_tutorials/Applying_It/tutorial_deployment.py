@@ -164,6 +164,10 @@ def milliseconds(predict, image=images[:1], repeats=30):
     return median(times[5:])
 
 
+# %%
+# We time wrappers with each number of estimators, on both paths, and the plain network.
+
+
 def wrapper(num_estimators, path="auto"):
     mc = MCBatchNorm(routine.model, num_estimators, mc_batch_size=100, path=path)
     return mc.fit(datamodule.train_dataloader()).eval()
@@ -249,6 +253,9 @@ def test_with(devices):
     assert run.returncode == 0, run.stderr
     return [json.loads(run.stdout.splitlines()[-1])]
 
+
+# %%
+# The results side by side:
 
 import rich
 

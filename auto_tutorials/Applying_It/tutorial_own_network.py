@@ -2,10 +2,11 @@
 Your own network
 ================
 
-MCBN asks one thing of a network: that it was trained with batch normalization. This page takes one
-that fits no template: it reads two images, comes with a dataset of dicts, and returns a dict. It
-shows how to fit it, how to check that the result is right, what ``fit`` needs from your data, and
-what the wrapper says when something is wrong. The digits come with the package, and the seed is 0.
+Monte Carlo Batch Normalization (MCBN) asks one thing of a network: that it was trained with batch
+normalization. This page wraps an unusual one: it reads two images, comes with a dataset of dicts,
+and returns a dict. The page shows how to fit it, how to check that the result is right, what
+``fit`` needs from your data, and what the wrapper says when something is wrong. The digits come
+with the package, and the seed is 0.
 
 For a network with published weights see
 :ref:`sphx_glr_auto_tutorials_In_Practice_tutorial_pretrained.py`, for signals
@@ -82,12 +83,13 @@ for _ in range(15):
 adder.eval()
 
 # %%
-# Fit: tell it the inputs
-# -----------------------
+# Fit with ``input_fn``
+# ---------------------
 #
-# By default ``fit`` calls the network with the first part of a batch, which here is the label. Pass
-# ``input_fn`` to choose another part: a function from a batch to a tensor, a tuple of positional
-# arguments, or a dict of keyword arguments.
+# ``fit`` draws a mini-batch for each *estimator*: the trained network, normalized with the
+# statistics of that mini-batch. By default it calls the network with the first part of a batch,
+# which here is the label. To choose the inputs yourself, pass ``input_fn``, a function that takes a
+# batch and returns a tensor, a tuple of positional arguments, or a dict of keyword arguments.
 
 from mcbn import MCBatchNorm
 
@@ -100,10 +102,10 @@ mc = MCBatchNorm(adder, num_estimators=16, mc_batch_size=32)
 mc.fit(loader, input_fn=inputs)
 
 # %%
-# Predict: every tensor of the output gains an axis
-# -------------------------------------------------
+# Predict
+# -------
 #
-# The output is a dict again, and in each of its tensors the estimators come first.
+# The output is a dict again. Each tensor in it has gained a first axis, that of the estimators.
 
 from mcbn.predictive import summarise_classification
 
@@ -119,7 +121,7 @@ print(f"entropy {summary.entropy[right].mean():.2f} where right", end=", ")
 print(f"{summary.entropy[~right].mean():.2f} where wrong")
 
 # %%
-# Most sums are right, and the network is less sure of those that are not.
+# Most sums are right, and the network is less sure of the wrong ones.
 
 assert right.float().mean() > 0.5
 assert summary.entropy[~right].mean() > summary.entropy[right].mean()
@@ -128,10 +130,10 @@ assert summary.entropy[~right].mean() > summary.entropy[right].mean()
 # Check the result on your network
 # --------------------------------
 #
-# Where it can, the wrapper runs several estimators at once. ``print(mc)`` shows in its first line
-# which path it took, and if one estimator had to run after another, why. To check the fast path on
-# your own network, build a second wrapper with ``path="loop"``, which makes one plain forward pass
-# for each estimator, and give both the same mini-batches by means of a generator.
+# Where possible, the wrapper runs several estimators at once. ``print(mc)`` shows which path it
+# took, and why if it ran one estimator after another. To check the fast path on your own network,
+# build a second wrapper with ``path="loop"``, which makes one plain forward pass for each
+# estimator, and use a generator to give both the same mini-batches.
 
 print(mc.extra_repr())
 
@@ -148,10 +150,11 @@ with torch.no_grad():
 # What ``fit`` needs
 # ------------------
 #
-# - *The training data*, with or without labels: a ``DataLoader``, from whose dataset it draws at
-#   random, through the loader's transforms and ``collate_fn``, while the loader's sampler and batch
-#   size do not matter; or any iterable that gives one batch for each estimator.
-# - *Enough of them*: at least ``mc_batch_size`` examples, and two values for each channel.
+# - *The training data*, with or without labels. From a ``DataLoader`` it draws examples at random,
+#   through the dataset's transforms and the loader's ``collate_fn``; the loader's sampler and batch
+#   size do not matter. Any other iterable has to give one batch for each estimator.
+# - *Enough data*: at least ``mc_batch_size`` examples, and at least two values per channel in each
+#   mini-batch.
 # - *The trained network.* After more training, call ``fit`` again.
 #
 # Error messages
@@ -188,7 +191,7 @@ mistakes = {
 }
 
 # %%
-# Each is made once, and its message printed.
+# We make each mistake once and print the message.
 
 for name, mistake in mistakes.items():
     try:
@@ -204,8 +207,8 @@ for name, mistake in mistakes.items():
 # -------------
 #
 # One mistake raises no error. In training mode the wrapper is the plain network, without the axis
-# of the estimators, so that training can go on. A wrapper starts in the mode of its network, and
-# ``fit`` leaves it there. Call ``eval()`` before you predict.
+# of the estimators, so that you can train it further. A wrapper starts in the mode of its network,
+# and ``fit`` does not change it. Call ``eval()`` before you predict.
 
 mc = wrap().fit([rows] * 4).train()
 print(tuple(mc(rows).shape), "in training mode,", tuple(mc.eval()(rows).shape), "after eval()")
@@ -217,5 +220,5 @@ assert mc(rows).shape == (4, 40, 3)
 #
 # :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_segmentation.py` has a network whose output is
 # an image, and :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_deployment.py` takes a fitted
-# wrapper into production. :doc:`/guide/own_networks` lists what is refused, and what is left
-# untouched.
+# wrapper into production. :doc:`/guide/own_networks` lists which networks are refused, and what the
+# wrapper leaves untouched.

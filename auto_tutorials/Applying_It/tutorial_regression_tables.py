@@ -93,6 +93,10 @@ def predict(model, datamodule, part):
     return (values * datamodule.target_std + datamodule.target_mean for values in both)
 
 
+# %%
+# The figure shows the mean CRPS for a range of widths. The dashed line is at the width that
+# ``fit_noise_precision`` finds.
+
 predictions, target = predict(model, datamodule, "val")
 tau = fit_noise_precision(predictions, target)
 widths = torch.linspace(15, 180, 34)
@@ -215,6 +219,10 @@ def constant_width(predictions):
     return gaussian_crps(test, torch.full_like(test, width), test_target).mean().item()
 
 
+# %%
+# Each split gives a row of the table: the CRPS of the plain network, of the constant twin, of MCBN
+# and of the optimum, and the score.
+
 rows, points, changes = [], [], []
 for seed in range(5):
     split = TableDataModule(batch_size=32, seed=seed)
@@ -233,6 +241,8 @@ for seed in range(5):
     changes.append(results / alone - 1)
     scores = alone, constant, results, optimum, points[-1]
     rows.append([str(seed), *(f"{score:.1f}" for score in scores)])
+
+# %%
 
 header = ("Split", "CRPS, plain", "constant", "MCBN", "optimum", "Score")
 rich.print(Tables([Table("Five splits of the diabetes table", header, rows)]))

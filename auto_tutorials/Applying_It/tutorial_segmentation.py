@@ -43,6 +43,9 @@ def scenes(count, digits):
     return (0.8 * pictures + 0.2 * torch.rand(pictures.shape)).unsqueeze(1), truth, layers
 
 
+# %%
+# ``layers`` counts the digits on each pixel, to find overlaps later.
+
 train_scenes, train_truth, _ = scenes(1280, datamodule.dataset("train"))
 test_scenes, test_truth, test_layers = scenes(64, datamodule.dataset("test"))
 background = (test_truth == 0).float().mean()
@@ -95,7 +98,7 @@ print(tuple(logits.shape))
 # %%
 # The axes are estimators, scenes, classes, height and width. The functions of
 # :mod:`mcbn.predictive` expect *(estimators, examples, classes)*, so each pixel becomes an example
-# of its own.
+# of its own. We call the pixels of the digits the *ink*.
 
 from mcbn.predictive import summarise_classification
 

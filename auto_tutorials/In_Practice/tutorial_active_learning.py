@@ -73,6 +73,10 @@ def mini_batch(pool, labelled):
     return pool.images[chosen], pool.labels[chosen]
 
 
+# %%
+# The loss is summed over the networks, so each gets its own gradient.
+
+
 def train(pool, labelled, steps=150):
     hidden = [Dense(196, 64), BatchNormReLU(64), Dense(64, 64), BatchNormReLU(64)]
     model = nn.Sequential(*hidden, Dense(64, 10))
@@ -108,6 +112,10 @@ def values(model, images, batches):
     return torch.cat([value.chunk(len(ways), dim=1)[way] for value, way in each], dim=1)
 
 
+# %%
+# ``ask`` adds the best of the 500 to the labelled digits, leaving out those that have a label.
+
+
 def ask(pool, model, labelled, count):
     seen = torch.stack([torch.randperm(len(pool.labels))[:500] for _ in range(networks)])
     batches = [mini_batch(pool, labelled)[0] for _ in range(16)]
@@ -140,6 +148,10 @@ def small(digits):
 
 datamodule = MNISTDataModule(source="sample")
 everything, test = small(datamodule.dataset("train")), small(datamodule.dataset("test"))
+
+
+# %%
+# ``learn`` trains, asks and trains again, and returns the accuracy after each round.
 
 
 def accuracy(model):

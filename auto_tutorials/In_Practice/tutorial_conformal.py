@@ -1,6 +1,6 @@
 """
-A set with a guarantee
-======================
+Prediction sets with guaranteed coverage
+========================================
 
 "It is a 3 or an 8, with 95 % certainty": this answer is a *set* of classes, and it contains the
 right one as often as it promises. *Conformal prediction* makes such sets from any network's
@@ -43,6 +43,9 @@ routine = ClassificationRoutine(
     optim_recipe=lambda model: optim_lenet(model, num_steps=400),
 )
 Trainer(max_steps=400, enable_model_summary=False).fit(routine, datamodule.train_dataloader())
+# %%
+# The training digits give the statistics of the estimators.
+
 mc = MCBatchNorm(model.eval(), num_estimators=16, mc_batch_size=32)
 mc.fit(datamodule.train_dataloader())
 
@@ -189,6 +192,9 @@ def by_group(summary, doubt):
         ))  # fmt: skip
     return torch.tensor(outcomes).mean(0)
 
+
+# %%
+# We compare three kinds of doubt.
 
 kinds = {
     "plain entropy": (summaries["plain"], summaries["plain"].entropy),

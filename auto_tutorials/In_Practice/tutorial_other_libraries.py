@@ -60,6 +60,9 @@ network = nn.Sequential(
     nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10),
 )  # fmt: skip
 
+# %%
+# Both classifiers have the same network and the same training.
+
 common = {
     "criterion": nn.CrossEntropyLoss, "optimizer": torch.optim.Adam, "lr": 3e-3,
     "batch_size": 32, "max_epochs": 10, "train_split": None, "verbose": 0,

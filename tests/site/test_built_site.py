@@ -158,7 +158,8 @@ def test_cards_say_what_their_tutorials_find(site: Path, parse, resolve) -> None
 
 def test_the_first_page_quotes_what_the_comparison_found(parse) -> None:
     with (ROOT / "mcbn/experiments/results/comparison.csv").open(encoding="utf-8") as file:
-        stored = [row for row in csv.DictReader(file) if row["data"] == "digits"]
+        of_all = list(csv.DictReader(file))
+    stored = [row for row in of_all if row["data"] == "digits"]
     [quoted] = parse("index.html").select("table.mcbn-brings")
     for line, method in zip(
         quoted.select("tbody tr"), ("plain", "MCBN", "plain, scaled", "ensemble"), strict=True
@@ -171,6 +172,15 @@ def test_the_first_page_quotes_what_the_comparison_found(parse) -> None:
         assert cells[0] == pytest.approx(nll, abs=0.0051), method
         assert cells[1] == pytest.approx(100 * ece, abs=0.051), method
         assert cells[2] == float(rows[0]["trainings"])
+    plain, mcbn = (
+        fmean(
+            float(row["NLL"])
+            for row in of_all
+            if (row["data"], row["method"], row["passes"]) == key
+        )
+        for key in (("vowels", "plain", "1"), ("vowels", "MCBN", "16"))
+    )
+    assert f"raised the NLL by {mcbn - plain:.3f}." in parse("index.html").text
 
 
 def test_downloads_resolve(site: Path, parse, resolve, tutorial: str) -> None:
