@@ -258,5 +258,6 @@ for name in ("small", "read-only", "limited"):
     for line, folder, reason in zip(
         said[::2], ("small", "read-only", "limited"), reasons, strict=True
     ):
-        name = tmp_path / folder / files.MNIST[0]
+        # A limit on the size of files stops the download, which goes to the system's folder first.
+        name = "" if folder == "limited" else tmp_path / folder / files.MNIST[0]
         assert line.endswith(f"{name} cannot be written: {reason}")

@@ -237,9 +237,11 @@ class _Download(threading.Thread):
                 file.check(path)
                 return path.read_bytes()
             except (OSError, ValueError, zlib.error) as error:
-                # What a server or the network did wrong is an OSError without a number.
-                if self.cancelled.is_set() or (isinstance(error, OSError) and error.errno):
+                if self.cancelled.is_set():
                     raise
+                # What a server or the network did wrong is an OSError without a number.
+                if isinstance(error, OSError) and error.errno:
+                    raise _unwritable(folder, error) from error
                 other = file.sha256 and type(error) is ValueError
                 reason = "sent something else" if other else _reason(error)
                 errors.append(f"{urlsplit(url).netloc}: {reason}")
@@ -286,10 +288,14 @@ class _Download(threading.Thread):
         except OSError as error:
             # Another process may have placed its own and deleted this one's part.
             if not (isinstance(error, FileNotFoundError) and path.exists()):
-                raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
+                raise _unwritable(path, error) from error
         finally:
             with suppress(OSError):
                 part.unlink()
+
+
+def _unwritable(path: str | Path, error: OSError) -> OSError:
+    return OSError(error.errno, f"{path} cannot be written: {error.strerror}")
 
 
 def _reason(error: Exception) -> str:
