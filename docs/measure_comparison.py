@@ -29,6 +29,7 @@ from mcbn import MNISTDataModule
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "auto_tutorials/Bayesian_Methods/tutorial_comparison.py"
 STORED = ROOT / "mcbn/experiments/results/comparison.csv"
+DATA = "digits", "MNIST", "vowels"
 HEADER = "data", "seed", "method", "trainings", "passes", "Acc", "NLL", "ECE", "AURC", "AUROC"
 GUIDE = ROOT / "docs/guide/which_method.csv"
 
@@ -106,13 +107,13 @@ def run(data: str, seed: int, folder: Path) -> list[list[Any]]:
 def write_guide(rows: list[list[Any]]) -> None:
     """The table of the guide: by how much a method changes the NLL, at its own cost."""
     nll: dict[tuple[str, str], list[float]] = {}
-    costs: dict[str, tuple[str, str]] = {}
+    costs: dict[str, str] = {}
     for data, _, method, trainings, passes, _, value, *_ in rows:
         if str(passes) != "5" or "ensemble" in method:
             nll.setdefault((method, data), []).append(float(value))
-            costs[method] = str(trainings), str(passes)
+            costs[method] = f"{trainings}, {passes}"
     kinds = list(dict.fromkeys(data for _, data in nll))
-    lines = [["Method", "Trainings", "Passes", *kinds]]
+    lines = [["Method", "Cost", *kinds]]
     interval = page()["interval"]
     for method in costs:
         if method == "plain":
@@ -123,14 +124,14 @@ def write_guide(rows: list[list[Any]]) -> None:
             # On a phone the table fits where a cell breaks, but not behind its sign.
             cells = (f"{mean:+.3f} ±\N{NO-BREAK SPACE}{half:.3f}" for mean, half in paired)
             of_data = [cell.replace("-", "−") for cell in cells]
-        lines.append([method, *costs[method], *of_data])
+        lines.append([method, costs[method], *of_data])
     with GUIDE.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Store the scores of the comparison.")
-    parser.add_argument("data", choices=["digits", "MNIST", "vowels"])
+    parser.add_argument("data", choices=DATA)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=1, help="how many seeds at once")
     parser.add_argument("--out", type=Path, default=STORED, help="the file of the scores")
@@ -146,7 +147,7 @@ def main() -> None:
         running = [pool.submit(run, options.data, seed, options.folder) for seed in missing]
         for done in as_completed(running):
             rows += done.result()
-            rows.sort(key=lambda row: (row[0], int(row[1])))
+            rows.sort(key=lambda row: (DATA.index(row[0]), int(row[1])))
             with options.out.open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows([HEADER, *rows])
             print(f"{options.data}, seed {done.result()[0][1]}", flush=True)

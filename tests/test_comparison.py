@@ -87,11 +87,11 @@ def test_the_guide_has_the_changes_of_the_stored_scores(measuring):
             )
     with measuring.GUIDE.open(encoding="utf-8", newline="") as file:
         plain, *others = csv.DictReader(file)
-    for data in ("digits", "vowels"):
+    for data in ("digits", "MNIST", "vowels"):
         of_plain = [value for _, value in sorted(nll[data, "plain", "1", "1"])]
         assert plain[data] == f"{fmean(of_plain):.3f}"
         for row in others:
-            values = sorted(nll[data, row["Method"], row["Trainings"], row["Passes"]])
+            values = sorted(nll[data, row["Method"], *row["Cost"].split(", ")])
             changes = [value - before for (_, value), before in zip(values, of_plain, strict=True)]
             shown = [float(part) for part in row[data].replace("−", "-").split("±")]
             half = 2.26216 * stdev(changes) / 10**0.5
