@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -24,13 +25,7 @@ from mcbn.tree import children_of
 class _Cloning(TorchFunctionMode):
     """Within this context a tensor's deep copy is a clone, which gradients go through."""
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not Tensor.__deepcopy__ or isinstance(args[0], nn.Parameter):
             return func(*args, **(kwargs or {}))
         tensor, memo = args
@@ -42,21 +37,14 @@ class _Cloning(TorchFunctionMode):
         """A clone; of a part of a tensor before, the same part of that one's clone."""
         if tensor.layout is not torch.strided or torch.func.debug_unwrap(tensor) is not tensor:
             return tensor.clone()  # it has no storage to share
-        whole, copied = memo.setdefault(tensor.untyped_storage().data_ptr(), (tensor, None))
-        if copied is not None:
+        storage = tensor.untyped_storage().data_ptr()
+        whole, copied = memo.get(storage, (tensor, None))
+        if copied is not None and whole.stride() == copied.stride():
             offset = int(tensor.storage_offset() - whole.storage_offset())
-            reach = sum(
-                (n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)
-            )
-            if (
-                offset >= 0
-                and offset + reach < copied.numel()
-                and whole.stride() == copied.stride()
-            ):
+            with suppress(RuntimeError):  # it reaches beyond the other one
                 return copied.as_strided(tensor.shape, tensor.stride(), offset)
-        copied = tensor.clone()
-        memo[tensor.untyped_storage().data_ptr()] = tensor, copied
-        return copied
+        memo[storage] = tensor, tensor.clone()
+        return memo[storage][1]
 
 
 def copied_network(model: nn.Module) -> nn.Module:
@@ -103,30 +91,10 @@ class Inputs:
         self.trace = [(path, _mark(value)) for path, value in items]
         self.conditions = [(path, _kind(value)) for path, value in items]
         self.nbytes = sum(nbytes(value) for _, value in items if isinstance(value, Tensor))
-        self.copy: Any = None
-        self.copy_trace: Any = None
 
-    def fresh(self) -> Any:
-        """A copy for one pass."""
-        self.copy = cloned(self.given)
-        self.copy_trace = trace_of(self.copy)
-        return self.copy
-
-    def fault(self) -> str | None:
-        """Whether a pass has written into its copy, in words."""
-        # Some writes leave a trace and no other value, some a value and no trace.
-        written = self.copy is not None and (
-            trace_of(self.copy) != self.copy_trace or not same(self.copy, self.given)
-        )
-        return "the network writes into its input" if written else None
-
-    def check_unwritten(self, error: Exception | None) -> None:
-        """Raise RuntimeError if a run that is no plain pass wrote into the caller's own objects."""
-        if trace_of(self.given) != self.trace:
-            raise RuntimeError(
-                "the network writes into its input, as it did not in fit; build the wrapper with "
-                "path='loop'."
-            ) from error
+    def written(self) -> bool:
+        """Whether something has been written into them."""
+        return trace_of(self.given) != self.trace
 
 
 def _kind(value: Any) -> Any:
@@ -137,12 +105,12 @@ def _kind(value: Any) -> Any:
 
 def same(tree: Any, other: Any) -> bool:
     """Whether a copy holds what it was made of."""
-    pairs = list(zip(walk(tree), walk(other), strict=False))
-    return len(list(walk(tree))) == len(list(walk(other))) and all(map(_same, pairs))
+    ours, theirs = list(walk(tree)), list(walk(other))
+    return len(ours) == len(theirs) and all(map(_same, ours, theirs))
 
 
-def _same(pair: Any) -> bool:
-    (path, a), (other_path, b) = pair
+def _same(ours: tuple[Any, Any], theirs: tuple[Any, Any]) -> bool:
+    (path, a), (other_path, b) = ours, theirs
     if path != other_path or type(a) is not type(b):
         return False
     if isinstance(a, Tensor) and a.layout is not torch.strided:
@@ -161,7 +129,7 @@ def trace_of(tree: Any) -> list[Any]:
 
 def _mark(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return id(value), value.shape, version(value), torch.func.debug_unwrap(value) is value
+        return id(value), value.shape, version(value)
     return value.tobytes() if isinstance(value, np.ndarray) else id(value)
 
 
