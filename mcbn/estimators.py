@@ -386,12 +386,12 @@ def _joined(outputs: list[Any]) -> Any:
     for path in first:
         column = [tree[path] for tree in trees]
         if all(isinstance(each, Tensor) for each in column):
-            sizes = list(dict.fromkeys(tuple(each.shape[1:]) for each in column))
-            if len(sizes) > 1:
-                raise ValueError(
-                    f"the network's {path} has sizes {sizes[0]} and {sizes[1]} for different "
-                    f"estimators, wanted one; {_FIXED}"
-                )
+            for each in column:  # their sizes may be symbols, which have no hash
+                if each.shape[1:] != column[0].shape[1:]:
+                    raise ValueError(
+                        f"the network's {path} has sizes {tuple(column[0].shape[1:])} and "
+                        f"{tuple(each.shape[1:])} for different estimators, wanted one; {_FIXED}"
+                    )
             columns.append(torch.cat(column))
         elif any(type(each) is not type(column[0]) or each != column[0] for each in column):
             kinds = " or a ".join(dict.fromkeys(type(each).__name__ for each in column))

@@ -260,9 +260,9 @@ class Substitution(TorchFunctionMode, ABC):
 
     def normalize(self, layer: _BatchNorm, handed: Handover) -> Tensor:
         """What ``F.batch_norm`` returns, with the statistics of this pass."""
+        if isinstance(handed.input, Deferred):
+            handed = handed._replace(input=handed.input.finish())
         x, running_mean, _, weight, bias, *_, eps = handed
-        if isinstance(x, Deferred):
-            x = x.finish()
         wanted = layer.num_features if running_mean is None else len(running_mean)
         if x.shape[1] != wanted:  # it would broadcast
             raise ValueError(
@@ -274,7 +274,7 @@ class Substitution(TorchFunctionMode, ABC):
         if self.grad:
             self.ran_without_grad |= not torch.is_grad_enabled()
             check_not_checkpointed()
-        mean, var, ready = self.statistics(layer, call, handed._replace(input=x))
+        mean, var, ready = self.statistics(layer, call, handed)
         # Before a pooling, too: how many run at once must not depend on what has waited so far.
         self.largest = max(self.largest, nbytes(x))
         affine = partial(normalized, mean, var, weight, bias, eps, ready)

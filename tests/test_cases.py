@@ -541,6 +541,12 @@ CASES |= {
     "B2 the batch's own statistics": layer(
         lambda m, x: F.batch_norm(x, None, None, m.weight, m.bias, True), refused="'b'"
     ),
+    "B2 the mean alone": layer(
+        lambda m, x: F.batch_norm(x, m.running_mean, torch.ones(6).double()), refused="'b'"
+    ),
+    "B2 the variance alone": layer(
+        lambda m, x: F.batch_norm(x, torch.zeros(6).double(), m.running_var), refused="'b'"
+    ),
     "B2 statistics copied": layer(
         lambda m, x: F.batch_norm(x, *(s.clone() for s in stats(m))), refused="'b'"
     ),
