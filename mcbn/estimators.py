@@ -393,11 +393,12 @@ def _joined(outputs: list[Any]) -> Any:
                         f"{tuple(each.shape[1:])} for different estimators, wanted one; {_FIXED}"
                     )
             columns.append(torch.cat(column))
-        elif any(type(each) is not type(column[0]) or each != column[0] for each in column):
-            kinds = " or a ".join(dict.fromkeys(type(each).__name__ for each in column))
+            continue
+        kinds = dict.fromkeys(type(each).__name__ for each in column)
+        if len(kinds) > 1 or any(each != column[0] for each in column):
             raise TypeError(
-                f"the network's {path} is a {kinds} that is not the same for all estimators; "
-                "return a tensor in its place."
+                f"the network's {path} is a {' or a '.join(kinds)} that is not the same for all "
+                "estimators; return a tensor in its place."
             )
     tensors = iter(columns)
     return tree_map(lambda _: next(tensors), outputs[0])
