@@ -59,6 +59,7 @@ PROJECTS = {
                 torchvision.transforms.InterpolationMode.BILINEAR
             """,
             "generated/{name}.html": """
+                torchvision.ops.FrozenBatchNorm2d
                 torchvision.transforms.v2.Compose torchvision.transforms.v2.RandomHorizontalFlip
                 torchvision.transforms.v2.RandomResizedCrop
                 torchvision.transforms.v2.functional.center_crop

@@ -177,7 +177,7 @@ def own_network(ax: Axes) -> None:
         box(ax, 1.2 + 1.87 * i, 2.9, 1.35, name, color)
         if i:
             arrow(ax, 1.2 + 1.87 * i - 1.2, 2.9, 0.5)
-    label(ax, 4, 1.2, "ResNet   signals   dict", 16)
+    label(ax, 4, 1.2, "two inputs   dicts   errors", 16)
 
 
 def segmentation(ax: Axes) -> None:

@@ -34,7 +34,7 @@ GUIDE = ROOT / "docs/guide/which_method.csv"
 
 
 def page() -> dict[str, Any]:
-    methods, _ = PAGE.read_text(encoding="utf-8").split("# %%\n# Who wins?")
+    methods, _ = PAGE.read_text(encoding="utf-8").split("# %%\n# Results of ten seeds")
     namespace: dict[str, Any] = {}
     exec(compile(methods, PAGE, "exec"), namespace)
     return namespace

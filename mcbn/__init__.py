@@ -10,15 +10,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mcbn.mc_batch_norm import MCBatchNorm
-from mcbn.models import lenet
+from mcbn.method.mc_batch_norm import MCBatchNorm
+from mcbn.training.models import lenet
 
 if TYPE_CHECKING:
-    from mcbn.datamodules import MNISTDataModule
-    from mcbn.recipes import optim_lenet
-    from mcbn.routines import ClassificationRoutine, RegressionRoutine
-    from mcbn.tables import TableDataModule
-    from mcbn.trainer import Trainer
+    from mcbn.data.digits import MNISTDataModule
+    from mcbn.data.tables import TableDataModule
+    from mcbn.training.recipes import optim_lenet
+    from mcbn.training.routines import ClassificationRoutine, RegressionRoutine
+    from mcbn.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -34,12 +34,12 @@ __all__ = [
 ]
 
 _LAZY = {
-    "MNISTDataModule": "mcbn.datamodules",
-    "ClassificationRoutine": "mcbn.routines",
-    "RegressionRoutine": "mcbn.routines",
-    "TableDataModule": "mcbn.tables",
-    "Trainer": "mcbn.trainer",
-    "optim_lenet": "mcbn.recipes",
+    "MNISTDataModule": "mcbn.data.digits",
+    "ClassificationRoutine": "mcbn.training.routines",
+    "RegressionRoutine": "mcbn.training.routines",
+    "TableDataModule": "mcbn.data.tables",
+    "Trainer": "mcbn.training.trainer",
+    "optim_lenet": "mcbn.training.recipes",
 }
 
 

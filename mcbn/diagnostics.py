@@ -6,22 +6,15 @@ behind. Those of other data, or of other preprocessing, lie beside them.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mcbn.checks import check_tensors, check_type
+from mcbn.method.distances import distances
+from mcbn.method.mc_batch_norm import MCBatchNorm
+from mcbn.method.statistics import batch_norms
 from mcbn.predictive import mean_probs
-from mcbn.statistics import Pair, batch_norms
-
-if TYPE_CHECKING:
-    from mcbn.mc_batch_norm import MCBatchNorm
-
-# Trained standard deviations. A short training's own data are some off; unscaled pixels, hundreds.
-_FAR = 100.0
 
 
 class FitReport(NamedTuple):
@@ -72,6 +65,8 @@ def fit_report(mc: MCBatchNorm) -> FitReport:
         ValueError: No layer holds trained statistics.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> from mcbn import MCBatchNorm
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
@@ -81,20 +76,18 @@ def fit_report(mc: MCBatchNorm) -> FitReport:
         >>> fit_report(mc).shift.round(decimals=1)
         tensor([0.5000])
     """
-    from mcbn.mc_batch_norm import MCBatchNorm
-
     check_type("mc", mc, MCBatchNorm, "a fitted MCBatchNorm")
     if not mc.fitted:
         raise RuntimeError("MCBatchNorm holds no statistics yet; call fit(train_dataloader) first.")
     layers: list[Any] = list(batch_norms(mc.model).values())
     held = {layer: (layer.mc_mean, layer.mc_var) for layer in layers}
-    report = _report(mc.model, held)
-    if not report.names:
+    names, columns = distances(mc.model, held)
+    if not names:
         raise ValueError(
             "Given a network whose batch norm layers hold no trained running statistics, wanted a "
             "trained one; there is nothing to compare with."
         )
-    return report
+    return FitReport(names, *columns)
 
 
 def probability_moved(logits: Tensor, plain_logits: Tensor) -> Tensor:
@@ -112,6 +105,7 @@ def probability_moved(logits: Tensor, plain_logits: Tensor) -> Tensor:
         ValueError: If the shapes or devices do not fit, or the logits are not floating point.
 
     Example:
+        >>> import torch
         >>> probability_moved(torch.tensor([[[9.0, 1.0]]]).log(), torch.tensor([[6.0, 4.0]]).log())
         tensor([0.3000])
     """
@@ -123,44 +117,3 @@ def probability_moved(logits: Tensor, plain_logits: Tensor) -> Tensor:
             "classes)."
         )
     return (mean_probs(logits) - mean_probs(plain_logits)).abs().sum(-1) / 2
-
-
-def warn_if_unfit(model: nn.Module, drawn: Mapping[Any, Pair]) -> None:
-    """Warn of statistics that no draw of the training data can have given."""
-    report = _report(model, drawn)
-    if not report.names or not report.shift.max() > _FAR:
-        return
-    worst = int(report.shift.argmax())
-    warnings.warn(
-        f"the mini-batches of fit lie {report.shift[worst]:.0f} trained standard deviations from "
-        f"the running mean of layer {report.names[worst]!r}; give fit the training data, "
-        "preprocessed as in the training. mcbn.diagnostics.fit_report compares all layers.",
-        stacklevel=3,
-    )
-
-
-def _report(model: nn.Module, drawn: Mapping[Any, Pair]) -> FitReport:
-    rows = {
-        name: _distances(layer, *drawn[layer])
-        for name, layer in batch_norms(model).items()
-        if drawn[layer][0].shape[1] and _is_trained(layer)
-    }
-    columns = torch.stack(list(rows.values())).T if rows else torch.empty(3, 0)
-    return FitReport(list(rows), *columns.cpu())
-
-
-def _is_trained(layer: Any) -> bool:
-    """Whether a layer has running statistics that are not those it began with."""
-    if layer.running_mean is None or layer.running_var is None:
-        return False
-    return bool((layer.running_mean != 0).any() or (layer.running_var != 1).any())
-
-
-def _distances(layer: Any, mean: Tensor, var: Tensor) -> Tensor:
-    mean, var = (drawn.float().flatten(0, 1) for drawn in (mean, var))
-    trained_mean, trained_var = layer.running_mean.float(), layer.running_var.float() + layer.eps
-    shift = (mean.mean(0) - trained_mean) / trained_var.sqrt()
-    spread = (mean - mean.mean(0)) / trained_var.sqrt()
-    log_scale = ((var.mean(0) + layer.eps) / trained_var).log() / 2
-    size = [values.square().mean().sqrt() for values in (shift, spread, log_scale)]
-    return torch.stack([*size[:2], size[2].exp()])

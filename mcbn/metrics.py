@@ -90,10 +90,7 @@ def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
         tensor([0.2337, 3.0000])
     """
     _check_regression(target, mean=mean, std=std)
-    error = target - mean
-    z = error / std.clamp(min=torch.finfo(std.dtype).tiny)
-    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    return error * torch.erf(z / math.sqrt(2)) + std * (2 * density - 1 / math.sqrt(math.pi))
+    return predictive._gaussian_crps(mean, std, target)
 
 
 def mixture_log_likelihood(predictions: Tensor, tau: float, target: Tensor) -> Tensor:

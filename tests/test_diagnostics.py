@@ -11,7 +11,7 @@ from torch import nn
 
 from mcbn import MCBatchNorm
 from mcbn.diagnostics import fit_report, probability_moved
-from mcbn.models import lenet
+from mcbn.training.models import lenet
 
 
 def trained(features: int = 64) -> nn.Sequential:

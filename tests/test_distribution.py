@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mcbn.data import SHIPPED_FASHION, SHIPPED_MNIST
+from mcbn.data.files import SHIPPED_FASHION, SHIPPED_MNIST
 
 pytest.importorskip("hatchling", reason="hatchling, which builds the package, is not installed")
 
@@ -62,10 +62,10 @@ def package_files(root: Path) -> dict[str, bytes]:
 def test_the_wheel_holds_the_package_with_its_sample_and_licences(wheel):
     files = package_files(ROOT)
     assert {name: wheel[name] for name in wheel if name.startswith("mcbn/")} == files
-    sample = {f"mcbn/data/{name}" for name in SHIPPED_MNIST + SHIPPED_FASHION}
+    sample = {f"mcbn/data/sample/{name}" for name in SHIPPED_MNIST + SHIPPED_FASHION}
     assert sample | {"mcbn/py.typed"} <= set(files)
     others = {name.split("/", 1)[1]: name for name in wheel if not name.startswith("mcbn/")}
-    licences = {"licenses/LICENSE", "licenses/mcbn/data/LICENSES.md"}
+    licences = {"licenses/LICENSE", "licenses/mcbn/data/sample/LICENSES.md"}
     assert set(others) == {"METADATA", "RECORD", "WHEEL", *licences}
     for licence in licences:
         assert wheel[others[licence]] == (ROOT / licence.removeprefix("licenses/")).read_bytes()

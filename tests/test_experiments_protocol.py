@@ -29,7 +29,7 @@ from mcbn.experiments.table import (
     sign_flip_test,
     standard_error,
 )
-from mcbn.noise import fit_noise_precision
+from mcbn.predictive import fit_noise_precision
 
 SETTINGS = Settings(
     num_folds=3, max_epochs=150, check_every=5, patience=1, num_cv_samples=4, num_samples=30

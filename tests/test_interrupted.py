@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import test_datamodules as digits
 
-import mcbn.data
-from mcbn.datamodules import MNISTDataModule
+from mcbn.data import files
+from mcbn.data.digits import MNISTDataModule
 
 tiny, serve = digits.tiny, digits.serve
 
@@ -23,15 +23,15 @@ tiny, serve = digits.tiny, digits.serve
 CHILD = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-import mcbn.data
+from mcbn.data import files
 
 root, pinned, url = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
-mcbn.data._FILES.update(pinned)
-mcbn.data._MIRRORS["MNIST"] = [url + "/MNIST/"]
+files._FILES.update(pinned)
+files._MIRRORS["MNIST"] = [url + "/MNIST/"]
 
 
 def fetch(root=root):
-    mcbn.data.fetch_missing(root, mcbn.data.MNIST, patient=True)
+    files.fetch_missing(root, files.MNIST, patient=True)
 
 
 def start(work, *args):
@@ -75,7 +75,7 @@ def slowly(handler: BaseHTTPRequestHandler, content: bytes) -> None:
 
 
 def run(code: str, root: Path, url: str, *wrapper: str) -> subprocess.CompletedProcess[str]:
-    pinned = json.dumps({name: mcbn.data._FILES[name] for name in mcbn.data.MNIST})
+    pinned = json.dumps({name: files._FILES[name] for name in files.MNIST})
     return subprocess.run(
         [*wrapper, sys.executable, "-c", CHILD + code, str(root), pinned, url],
         capture_output=True,
@@ -85,7 +85,7 @@ def run(code: str, root: Path, url: str, *wrapper: str) -> subprocess.CompletedP
 
 
 def of_mnist(contents: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: contents[name] for name in mcbn.data.MNIST}
+    return {name: contents[name] for name in files.MNIST}
 
 
 # Killed
@@ -107,9 +107,9 @@ for i in range(12):
     for i in range(12):
         root = tmp_path / str(i)
         left = digits.files_under(root)
-        assert all(left[name] == tiny[name] for name in mcbn.data.MNIST if name in left)
-        assert all(name.endswith(".part") for name in set(left) - set(mcbn.data.MNIST))
-        mcbn.data.fetch_missing(root, mcbn.data.MNIST, patient=True)
+        assert all(left[name] == tiny[name] for name in files.MNIST if name in left)
+        assert all(name.endswith(".part") for name in set(left) - set(files.MNIST))
+        files.fetch_missing(root, files.MNIST, patient=True)
         assert digits.files_under(root) == of_mnist(tiny)
 
 
@@ -129,7 +129,7 @@ fetch()
         url,
     )
     assert done.returncode == -9
-    first = mcbn.data.MNIST[0]
+    first = files.MNIST[0]
     [(name, half)] = digits.files_under(tmp_path).items()
     assert name.startswith(f"{first}.")
     assert name.endswith(".part")
@@ -140,14 +140,14 @@ fetch()
 
 def test_what_a_kill_left_beside_a_whole_file_is_deleted_and_nothing_else(tiny, tmp_path, serve):
     digits.write(tmp_path, of_mnist(tiny))
-    first = tmp_path / mcbn.data.MNIST[0]
+    first = tmp_path / files.MNIST[0]
     first.with_name(f"{first.name}.0123.part").write_bytes(b"half")
     kept = [first.with_name(name) for name in ("notes.part", f"{first.name}.part", "other.0.part")]
     for path in kept:
         path.touch()
-    mcbn.data.fetch_missing(tmp_path, mcbn.data.MNIST, patient=True)
+    files.fetch_missing(tmp_path, files.MNIST, patient=True)
     names = {path.relative_to(tmp_path).as_posix() for path in kept}
-    assert set(digits.files_under(tmp_path)) == set(mcbn.data.MNIST) | names
+    assert set(digits.files_under(tmp_path)) == set(files.MNIST) | names
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -160,15 +160,15 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_sample_whose_unpacking_was_killed_is_whole(tmp_path):
-    before = fingerprint(mcbn.data.SHIPPED)
+    before = fingerprint(files.SHIPPED)
     done = run(
         """
 random.seed(0)
 
 def unpack_for_ever():
     while True:
-        for name in mcbn.data.SHIPPED_MNIST + mcbn.data.SHIPPED_FASHION:
-            mcbn.data.read(mcbn.data.SHIPPED, name)
+        for name in files.SHIPPED_MNIST + files.SHIPPED_FASHION:
+            files.read(files.SHIPPED, name)
 
 os.chdir(root)
 for _ in range(8):
@@ -178,7 +178,7 @@ for _ in range(8):
         "",
     )
     assert done.stdout.split() == ["9"] * 8, done.stderr
-    assert fingerprint(mcbn.data.SHIPPED) == before
+    assert fingerprint(files.SHIPPED) == before
     assert digits.files_under(tmp_path) == {}
     assert len(MNISTDataModule(source="sample").dataset("train")) == 4000
 
@@ -200,7 +200,7 @@ print(*[os.waitpid(child, 0)[1] for child in children])
         serve(slowly),
     )
     assert done.stdout.split() == ["0"] * 4, done.stderr
-    mcbn.data.fetch_missing(tmp_path, mcbn.data.MNIST, patient=True)
+    files.fetch_missing(tmp_path, files.MNIST, patient=True)
     assert digits.files_under(tmp_path) == of_mnist(tiny)
 
 
@@ -214,7 +214,7 @@ def test_a_part_that_another_process_cleared_away_is_not_missed(tiny, tmp_path, 
         return write(tmp_path / name, content)
 
     monkeypatch.setattr(Path, "write_bytes", write_and_lose)
-    mcbn.data.fetch_missing(tmp_path, mcbn.data.MNIST, patient=True)
+    files.fetch_missing(tmp_path, files.MNIST, patient=True)
     assert digits.files_under(tmp_path) == of_mnist(tiny)
 
 
@@ -258,5 +258,5 @@ for name in ("small", "read-only", "limited"):
     for line, folder, reason in zip(
         said[::2], ("small", "read-only", "limited"), reasons, strict=True
     ):
-        name = tmp_path / folder / mcbn.data.MNIST[0]
+        name = tmp_path / folder / files.MNIST[0]
         assert line.endswith(f"{name} cannot be written: {reason}")

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcbn import MCBatchNorm, lenet
-from mcbn.models import unet
+from mcbn.training.models import unet
 
 
 def test_lenet_has_the_published_parameters_and_operations() -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcbn import MCBatchNorm, lenet, pooling
-from mcbn.tree import tensors_of
+from mcbn import MCBatchNorm, lenet
+from mcbn.method import pooling
+from mcbn.method.tree import tensors_of
 
 
 class PreActivation(nn.Module):

@@ -19,8 +19,9 @@ from reference import batch_norms, fitted, predict, randomize, statistics_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mcbn import MCBatchNorm, pooling
-from mcbn.tree import tensors_of
+from mcbn import MCBatchNorm
+from mcbn.method import pooling
+from mcbn.method.tree import tensors_of
 
 # Their running statistics are random, too, and far from those of any mini-batch.
 pytestmark = pytest.mark.filterwarnings("ignore:the mini-batches of fit lie")

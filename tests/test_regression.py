@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mcbn import MCBatchNorm, Trainer
-from mcbn.noise import fit_noise_precision
-from mcbn.routines import RegressionRoutine
-from mcbn.trainer import ResultTables
+from mcbn.predictive import fit_noise_precision
+from mcbn.results import ResultTables
+from mcbn.training.routines import RegressionRoutine
 
 pytestmark = pytest.mark.filterwarnings(
     # Lightning recommends one device, as its sampler repeats examples; here they do not count.

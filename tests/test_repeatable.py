@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from mcbn import MCBatchNorm, lenet, metrics
+from mcbn.data.digits import MNISTDataModule
 from mcbn.data.images import InMemoryImages, ready_batch
-from mcbn.datamodules import MNISTDataModule
 from mcbn.predictive import mean_probs
 
 # Trains, fits, tests and prints all numbers, to the last bit, and the tables as they are shown.
@@ -27,7 +27,7 @@ RUN = """
 import hashlib, json, sys
 import torch
 from mcbn import ClassificationRoutine, MCBatchNorm, MNISTDataModule, Trainer, lenet, optim_lenet
-from mcbn.trainer import ResultTables
+from mcbn.results import ResultTables
 
 torch.manual_seed(0)
 digits = MNISTDataModule(source="sample", batch_size=500, num_workers=int(sys.argv[1]))
@@ -153,8 +153,8 @@ def states():
     return torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist(), random.getstate()
 torch.manual_seed(1), numpy.random.seed(1), random.seed(1)
 before = states()
-import mcbn, mcbn.data, mcbn.datamodules, mcbn.metrics, mcbn.noise, mcbn.plotting
-import mcbn.recipes, mcbn.routines, mcbn.tables, mcbn.trainer
+import mcbn, mcbn.data.digits, mcbn.data.tables, mcbn.diagnostics, mcbn.metrics, mcbn.plotting
+import mcbn.results, mcbn.training.recipes, mcbn.training.routines, mcbn.training.trainer
 print(states() == before)
 """
     done = subprocess.run(

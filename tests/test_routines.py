@@ -147,7 +147,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 from mcbn import ClassificationRoutine, RegressionRoutine, Trainer
-from mcbn.routines import _Routine
+from mcbn.training.routines import _Routine
 
 class Estimators(nn.Module):
     def forward(self, x):

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_diabetes
 from sklearn.preprocessing import StandardScaler
 
-from mcbn.tables import TableDataModule, read_table
+from mcbn.data.tables import TableDataModule, read_table
 
 PARTS = "train", "val", "test"
 

@@ -1,3 +1,4 @@
+import io
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mcbn import ClassificationRoutine, Trainer, optim_lenet
-from mcbn.trainer import ResultTables, Table, Tables
+from mcbn.results import ResultTables, Table, Tables
 
 RESULTS = [
     {
@@ -141,10 +142,10 @@ import lightning.pytorch as pl
 import rich
 import torch
 from mcbn import ClassificationRoutine, Trainer, optim_lenet
-from mcbn.datamodules import _say
+from mcbn.data.digits import _say
 from mcbn.experiments.table import score_table, selection_table
 from mcbn.experiments.uci import main, read_results
-from mcbn.trainer import ResultTables, Table, Tables
+from mcbn.results import ResultTables, Table, Tables
 
 tables = Tables([Table("Größe ±", ("λ → τ", "“x”"), [("far – out, |x| ≈ 4", "1.25±0.5 ° 中 ∞")])])
 print(tables)
@@ -233,6 +234,56 @@ def test_training_shows_the_modules_and_their_parameters_once(console, capfd, ro
         ("Sequential, all in all", "51"),
     ]
     assert capfd.readouterr() == ("", "")
+
+
+def terminal(monkeypatch):
+    """Let the standard error be a terminal; give all that is written to it."""
+    file = io.StringIO()
+    monkeypatch.setattr(file, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", file)
+    monkeypatch.setenv("TERM", "xterm")
+    return file.getvalue
+
+
+@pytest.mark.parametrize(
+    ("limit", "shown"),
+    [({"max_steps": 7}, "7/7"), ({"max_epochs": 3}, "15/15"), ({"max_steps": -1}, "1/?")],
+)
+def test_a_terminal_shows_how_far_a_training_is_and_then_no_more(
+    console, monkeypatch, routine, loader, limit, shown
+):
+    class Endless(pl.Callback):
+        """Until the bar without an end has been seen."""
+
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.max_steps == trainer.max_epochs == -1
+
+    written = terminal(monkeypatch)
+    endless = {"max_epochs": -1} if limit == {"max_steps": -1} else {}
+    Trainer(callbacks=[Endless()], **limit, **endless).fit(routine, loader)
+    text = written()
+    assert "Training" in text
+    assert shown in text
+    # The cursor goes up over the bar, and the line is erased.
+    assert text.endswith("\x1b[1A\x1b[2K")
+
+
+def test_a_training_that_fails_takes_its_bar_along(console, monkeypatch, routine, loader):
+    class Failing(pl.Callback):
+        def on_train_batch_end(self, *_):
+            raise RuntimeError("no more")
+
+    written = terminal(monkeypatch)
+    with pytest.raises(RuntimeError, match="no more"):
+        Trainer(max_steps=7, callbacks=[Failing()]).fit(routine, loader)
+    assert written().endswith("\x1b[1A\x1b[2K")
+
+
+def test_lightnings_bar_takes_the_place_of_ours(monkeypatch, routine, loader):
+    monkeypatch.setattr(rich, "_console", Console())  # Lightning sets up another
+    written = terminal(monkeypatch)
+    Trainer(max_steps=7, enable_progress_bar=True).fit(routine, loader)
+    assert "Training" not in written()
 
 
 def test_a_test_prints_its_tables_once_and_returns_the_numbers(console, capfd, routine, loader):

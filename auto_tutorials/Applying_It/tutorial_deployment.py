@@ -2,16 +2,17 @@
 Deployment: from notebook to service
 ====================================
 
-A network has been trained and wrapped, and now others want to use it: on a machine without the
-training data, without PyTorch, within a few milliseconds; or on several GPUs, because there is much
-to predict. This page shows how, with a small LeNet trained on the 4,000 digits that come with the
-package and tested on its 1,000, with seed 0.
+You have trained and wrapped a network, and now it has to run elsewhere: on a machine without the
+training data, without PyTorch, within a few milliseconds, or on several GPUs. This page saves,
+loads, exports and times a wrapper, and predicts with several processes. The network is a small
+LeNet, trained on the 4,000 digits that come with the package and tested on the other 1,000. The
+seed is 0.
 
 The network to serve
 --------------------
 
-A network after 200 steps, wrapped with 32 estimators from mini-batches of 100 digits, as in its
-training.
+The network is trained for 200 steps and wrapped with 32 *estimators*. Each is the trained network,
+normalized with the statistics of one mini-batch of 100 digits, as many as in a training step.
 """
 
 # sphinx_gallery_tags = ["classification", "number of estimators", "speed"]
@@ -33,11 +34,11 @@ mc = MCBatchNorm(routine.model, num_estimators=32, mc_batch_size=100)
 mc.fit(datamodule.train_dataloader()).eval()
 
 # %%
-# Saving
-# ------
+# Save
+# ----
 #
-# A wrapper is saved like any module, by its ``state_dict``. The statistics of the estimators are
-# part of it, so a wrapper that loads it is fitted, and needs no training data.
+# A wrapper is saved like any module, through its ``state_dict``. This includes the statistics of
+# the estimators, so a wrapper that loads it is fitted and needs no training data.
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,16 +54,16 @@ parameters = sum(parameter.numel() for parameter in mc.parameters())
 print(f"{parameters:,} parameters, and {statistics:,} statistics of the estimators")
 
 # %%
-# Loading
-# -------
+# Load
+# ----
 #
-# A wrapper of the same network with as many estimators can load it. ``weights_only=True`` is meant
-# to read numbers and run no code. That is enough for files of your own; but it had `a hole
-# <https://github.com/pytorch/pytorch/security/advisories/GHSA-53q9-r3pm-6pq6>`_ once, so do not
-# read files of strangers in this way. Ask for `safetensors
-# <https://pypi.org/project/safetensors/>`_, a format that holds tensors and nothing else:
-# ``save_file(mc.state_dict(), path)`` and ``load_state_dict(load_file(path))``. The predictions are
-# the same.
+# A wrapper of the same network with the same number of estimators can load the file, and predicts
+# the same. ``weights_only=True`` is meant to read numbers and run no code. That is enough for your
+# own files, but it once had `a vulnerability
+# <https://github.com/pytorch/pytorch/security/advisories/GHSA-53q9-r3pm-6pq6>`_, so do not load
+# files from strangers this way. Ask for `safetensors <https://pypi.org/project/safetensors/>`_
+# files, a format that holds tensors and nothing else: ``save_file(mc.state_dict(), path)`` and
+# ``load_state_dict(load_file(path))``.
 
 loaded = MCBatchNorm(lenet(1, 10), num_estimators=32).eval()
 loaded.load_state_dict(torch.load(folder / "mc.pt", weights_only=True))
@@ -74,14 +75,14 @@ with torch.no_grad():
         torch.testing.assert_close(loaded(images), routine.model.eval()(images))
 
 # %%
-# The plain prediction is in there, too: ``deterministic()`` turns the wrapper into the network that
+# The plain network is included: within ``deterministic()`` the wrapper predicts as the network that
 # it was made from.
 #
-# ONNX: without PyTorch
-# ---------------------
+# Export to ONNX
+# --------------
 #
-# An ONNX file holds all estimators in one graph, for any number of images. This cell needs
-# ``pip install onnx onnxscript onnxruntime``.
+# An ONNX file holds all estimators in one graph, takes any number of images, and runs without
+# PyTorch. This cell needs ``pip install onnx onnxscript onnxruntime``.
 
 import onnxruntime
 
@@ -102,13 +103,13 @@ for count in (1, 100):
     print(logits.shape)
 
 # %%
-# How many estimators does a prediction need?
-# -------------------------------------------
+# Choose the number of estimators
+# -------------------------------
 #
-# A service answers for one image at a time, and has a budget of time for it. The more estimators,
-# the longer it takes. Do they pay? Estimators are independent, so any S of our 32 are a wrapper
-# with S. Here is the NLL of the 1,000 test images against S, as the mean over all groups of S into
-# which the 32 can be cut.
+# A service often predicts for one image at a time, within a limited time. More estimators take
+# longer. How many are worth it? Estimators are independent, so any :math:`S` of our 32 act like a
+# wrapper with :math:`S`. The figure shows the negative log-likelihood (NLL) of the 1,000 test
+# images against :math:`S`: the mean over the groups of :math:`S` into which the 32 are split.
 
 
 from mcbn.metrics import negative_log_likelihood
@@ -130,11 +131,11 @@ nlls = [sum(map(nll, groups)) / len(groups) for groups in map(all_logits.split, 
 plot_series(sizes, {"MCBN": nlls}, ("estimators S", "NLL"), dashed={"plain network": plain_nll})
 
 # %%
-# More are better, on average, but less and less so: most of the way from 1 to 32 is done
-# with 8. The dashed line is the network without MCBN. With mini-batches as in the training, 32
-# estimators come within 5 % of it, on the one side or the other: on this task, MCBN does not serve
-# better probabilities. What it serves besides is how far the estimators disagree. If nobody looks
-# at that, serve the plain network.
+# On average, more estimators are better, but with diminishing returns: 8 give most of the
+# improvement from 1 to 32. The dashed line is the plain network, without MCBN. With mini-batches as
+# in training, the NLL of 32 estimators is within 5 % of it, above or below, so on this task MCBN
+# does not give better probabilities. What it adds is how far the estimators disagree. If nobody
+# looks at that, serve the plain network.
 
 print("S    ", *(f"{size:6}" for size in sizes), "  plain")
 print("NLL  ", *(f"{value:6.4f}" for value in nlls), f" {plain_nll:6.4f}")
@@ -146,9 +147,8 @@ assert abs(nlls[5] / plain_nll - 1) < 0.05
 # Time for one image
 # ------------------
 #
-# The time depends on the machine, so it is in the figure and not in this text. We take the median
-# of 30 predictions, after a few that do not count, and ask for the budget of three plain
-# predictions.
+# Times depend on the machine, so they are in the figure and not in this text. We take the median of
+# 30 predictions, after a few for warming up. The budget is the time of three plain predictions.
 
 from statistics import median
 from time import perf_counter
@@ -177,8 +177,8 @@ plain = milliseconds(routine.model.eval())
 budget = 3 * plain
 
 # %%
-# The largest S within the budget is the one to take, or the smallest that has the NLL you need. It
-# stands above the figure.
+# Take the largest :math:`S` within the budget, shown above the figure, or the smallest that has the
+# NLL you need.
 
 within = [s for s, t in zip(sizes, latency["MCBN"], strict=True) if t <= budget]
 ax = plot_series(
@@ -194,19 +194,19 @@ ax.figure.set_label(
 )
 
 # %%
-# For one image most of the time goes into starting operations, not into computing. The wrapper
-# starts them once for all estimators, so that 32 take less than half as long as 32 passes.
+# For one image, most of the time is spent on launching operations, not on computing. The wrapper
+# launches them once for all estimators, so 32 estimators take less than half as long as 32 passes.
 
 assert latency["MCBN"][-1] / latency["one pass after another"][-1] < 0.5
 
 # %%
-# Several GPUs or machines
-# ------------------------
+# Predict on several GPUs or machines
+# -----------------------------------
 #
-# Lightning starts a process for each GPU, and hands each its share of the images. The package has
-# nothing to add: the metrics are right over processes, and ``fit``, where every process calls it,
-# gives all of them the statistics of the first. We show it with two processes on the CPU. What they
-# run is a script, as it would be on a cluster, that loads what we have saved:
+# Lightning starts one process per GPU and gives each its share of the images. You need to add
+# nothing: the metrics are computed over all processes, and if every process calls ``fit``, all of
+# them get the statistics of the first. We show it with two processes on the CPU. They run a script,
+# as on a cluster, that loads the wrapper saved above:
 
 script = """
 import json, sys, warnings
@@ -252,7 +252,7 @@ def test_with(devices):
 
 import rich
 
-from mcbn.trainer import ResultTables
+from mcbn.results import ResultTables
 
 results = {"one process": test_with(1), "two processes": test_with(2)}
 rich.print(ResultTables(results))
@@ -265,9 +265,9 @@ for name, value in one.items():
     assert abs(two[name] - value) < 1e-4, name
 
 # %%
-# On a machine with eight GPUs it is ``Trainer(devices=8, strategy="ddp")``, on four such machines
+# On a machine with eight GPUs, use ``Trainer(devices=8, strategy="ddp")``; on four such machines,
 # ``Trainer(devices=8, num_nodes=4, strategy="ddp")``; in a notebook, ``strategy="ddp_notebook"``.
-# There, too, nothing else changes.
+# Nothing else changes.
 
 temporary.cleanup()
 
@@ -276,5 +276,5 @@ temporary.cleanup()
 # -----------------
 #
 # :ref:`sphx_glr_auto_tutorials_Understanding_tutorial_batch_size_and_estimators.py` has more on the
-# choice of S, and :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_own_network.py` on what can go
-# wrong with a network of your own.
+# choice of :math:`S`, and :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_own_network.py` on
+# what can go wrong with your own network.

@@ -2,26 +2,26 @@ r"""
 Regression with real tables
 ===========================
 
-Predicting one column of a table from the others is among the most common tasks there are, and the
-paper of Monte Carlo Batch Normalization (MCBN, `Teye et al., 2018
-<https://arxiv.org/abs/1802.06455>`_) measured the method on it. A prediction here is a mean and a
-width. How do we tell a good width from a bad one, and are MCBN's any good?
+Predicting one column of a table from the others is a very common task, and the paper on Monte Carlo
+Batch Normalization (MCBN, `Teye et al., 2018 <https://arxiv.org/abs/1802.06455>`_) tests the method
+on it. Here, a prediction is a mean and a width. This page shows how to tell a good width from a bad
+one, and measures what MCBN's are worth.
 
-We use the diabetes table that comes with scikit-learn: for 442 patients, ten measurements and the
-progress of the disease a year later. The seed is 0, and a CPU is enough.
+We use the diabetes table that comes with scikit-learn: ten measurements of each of 442 patients,
+and the progress of their disease a year later. The seed is 0, and a CPU is enough.
 
 The table
 ---------
 
-The datamodule splits the rows into three parts, and standardizes all columns with the means and
-standard deviations of the training part alone.
+The datamodule splits the rows into three parts, for training, validation and test, and standardizes
+all columns with the means and standard deviations of the training part.
 """
 
 # sphinx_gallery_tags = ["regression", "calibration"]
 
 from lightning.pytorch import seed_everything
 
-from mcbn.tables import TableDataModule
+from mcbn import TableDataModule
 
 seed_everything(0, verbose=False)
 datamodule = TableDataModule(batch_size=32, seed=0)
@@ -33,18 +33,17 @@ print(f"{datamodule.names[-1]}: mean {datamodule.target_mean:.0f}", end=", ")
 print(f"standard deviation {datamodule.target_std:.0f}")
 
 # %%
-# The network and its training
-# ----------------------------
+# Train a network
+# ---------------
 #
-# The network has the two dense layers of 50 units of the paper, each followed by batch
-# normalization. The loss is the squared error. The routine multiplies by ``target_scale`` before it
-# measures anything, so the results have the table's own unit.
+# As in the paper, the network has two dense layers of 50 units, each followed by batch
+# normalization. The loss is the squared error. Before it measures anything, the routine multiplies
+# by ``target_scale``, so the results are in the target's own unit.
 
 import torch
 from torch import nn
 
-from mcbn import Trainer
-from mcbn.routines import RegressionRoutine
+from mcbn import RegressionRoutine, Trainer
 
 
 def optim_adam(model):
@@ -66,25 +65,25 @@ def train(datamodule):
 model, routine, trainer = train(datamodule)
 
 # %%
-# The noise in the target
-# -----------------------
+# Fit the noise of the target
+# ---------------------------
 #
-# No network can predict everything about a patient. The paper calls the precision of what is left
-# :math:`\tau`, so that its variance is :math:`1 / \tau`. We do not know it, but we have validation
-# data. There we take the :math:`\tau` that makes the mean CRPS smallest, the *continuous ranked
-# probability score*: for a forecast with the distribution function :math:`F` and an outcome
-# :math:`y`,
+# No network can predict everything about a patient. What remains is noise, of precision
+# :math:`\tau` in the paper's notation and so of variance :math:`1 / \tau`. We do not know
+# :math:`\tau`, so we take the value with the smallest mean CRPS on the validation data. The
+# *continuous ranked probability score* of a forecast with the distribution function :math:`F` and
+# an outcome :math:`y` is
 #
 # .. math::
 #
 #     \mathrm{CRPS}(F, y) = \int (F(z) - [z \ge y])^2 \, dz .
 #
-# It has the unit of the target, and for a forecast without width it is the absolute error. Both a
-# wrong mean and a wrong width make it larger.
+# It has the unit of the target, and for a forecast without width it is the absolute error. A wrong
+# mean and a wrong width both make it larger.
 
 from mcbn.metrics import gaussian_crps
-from mcbn.noise import fit_noise_precision
 from mcbn.plotting import plot_series
+from mcbn.predictive import fit_noise_precision
 
 
 def predict(model, datamodule, part):
@@ -120,13 +119,14 @@ torch.testing.assert_close(best, min(best, *scores), rtol=1e-4, atol=0)
 # What MCBN adds
 # --------------
 #
-# A hundred estimators from mini-batches of 32, as in the training. Their variance is a part of the
-# width, so less is left for the noise, and :math:`\tau` has to be found anew.
+# We make 100 *estimators*: each is the trained network, normalized with the statistics of one
+# mini-batch of 32 training rows, as many as in a training step. The variance between the estimators
+# is now part of the width, which leaves less for the noise, so :math:`\tau` is fitted again.
 
 import rich
 
 from mcbn import MCBatchNorm
-from mcbn.trainer import ResultTables
+from mcbn.results import ResultTables
 
 
 def wrap(model, routine, trainer, datamodule):
@@ -141,15 +141,15 @@ rich.print(ResultTables({"plain": plain, "MCBN": mcbn}))
 print(f"standard deviation of the noise: {routine.noise_precision**-0.5:.0f}")
 
 # %%
-# RMSE is the error of the mean alone. PLL is the predictive log likelihood (higher is better), the
-# log of the density that the mixture of the estimators gives to the outcome:
+# RMSE is the error of the mean alone. PLL is the predictive log-likelihood (higher is better): the
+# log of the density that the mixture of the :math:`S` estimators gives to the outcome,
 #
 # .. math::
 #
 #     \mathrm{PLL} = \log \frac{1}{S} \sum_{s} \mathcal{N}(y; f_s(x), 1 / \tau) .
 #
-# Coverage is the share of outcomes inside the central 95 % of the forecast; well below 95 % the
-# widths are too narrow, well above too wide.
+# Coverage is the share of outcomes inside the central 95 % of the forecast. If it is well below
+# 95 %, the widths are too narrow; if well above, too wide.
 
 for results in (plain[0], mcbn[0]):
     assert results["test/reg/Coverage"] > 0.8
@@ -160,8 +160,8 @@ assert abs(mcbn[0]["test/reg/CRPS"] / plain[0]["test/reg/CRPS"] - 1) < 0.15
 # Forecasts, patient by patient
 # -----------------------------
 #
-# Below are the test patients in the order of their forecasts, each with the central 95 %; the thick
-# part is what the estimators' spread alone would give.
+# The figure shows the test patients in the order of their forecasts, each with the central 95 %.
+# The thick part is the width that the spread of the estimators alone would give.
 
 from mcbn.plotting import plot_intervals
 from mcbn.predictive import summarise_regression
@@ -184,26 +184,28 @@ assert share < 0.3
 assert ratio < 2
 
 # %%
-# The forecasts are nearly of one width: most of the variance is noise, the same for everybody.
+# The forecasts are almost equally wide: most of the variance is noise, which is the same for every
+# patient.
 #
-# Is a varying width better than a constant one?
-# ----------------------------------------------
+# Compare with a constant width
+# -----------------------------
 #
-# That is the question of the paper's table. The *constant* twin of MCBN has the same means, and one
-# width for all, chosen on the same validation data. The *optimum* has, for each patient, the width
-# that is best in hindsight; its CRPS is 0.5949 times the absolute error. The score says how much of
-# the way from the constant to the optimum MCBN has gone:
+# Is a varying width better than a constant one? The paper's table answers this with a score. The
+# *constant* twin of MCBN has the same means, and one width for all patients, fitted on the same
+# validation data. The *optimum* has the width that is best in hindsight for each patient; its CRPS
+# is 0.5949 times the absolute error. The score says how far MCBN has come from the constant towards
+# the optimum:
 #
 # .. math::
 #
 #     100 \cdot \frac{\mathrm{CRPS}_\mathrm{const} - \mathrm{CRPS}}
 #     {\mathrm{CRPS}_\mathrm{const} - \mathrm{CRPS}_\mathrm{opt}} .
 #
-# The twin shares MCBN's mean, so it cannot tell whether this mean is any better than that of the
-# plain network. So the plain network stands beside them, with a width of its own. And one split of
-# a small table says little, so we take five splits, with a training for each.
+# The twin shares MCBN's means, so it cannot show whether they are any better than the plain
+# network's. We therefore add the plain network, with a constant width of its own. And because one
+# split of a small table says little, we take five splits, and train a network on each.
 
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 
 def constant_width(predictions):
@@ -243,18 +245,18 @@ assert abs(points.mean()) < 10
 assert abs(changes.mean()) < 0.05
 
 # %%
-# Against the plain network, MCBN is neutral: over the five splits its CRPS changes by less than 5 %
-# on average, for the better on some splits and for the worse on others. In the score, 100 would be
-# perfect and 0 is no gain at all; ours is within 10 of nothing. The paper's
-# own first table has scores from 0.2 to 8.5 on seven data sets, and −56 on the eighth. So a varying
-# width from MCBN is no cure for a noisy target; it is a small correction that costs no training.
+# Compared with the plain network, MCBN is neutral: over the five splits it changes the CRPS by less
+# than 5 % on average, for the better on some splits and for the worse on others. A score of 100
+# would be perfect, and 0 is no gain at all; ours is within 10 of 0. The table in the paper's first
+# version has scores from 0.2 to 8.5 on seven data sets, and −56 on the eighth. So MCBN's varying
+# width is no cure for a noisy target. It is a small correction that needs no training.
 #
-# A table of your own
-# -------------------
+# Use your own table
+# ------------------
 #
-# Give its path: a file with one row per line, and the target in the last column or in the one whose
-# number you give. Lines that are no row are named in the error, since a silent repair would be
-# worse.
+# Pass the path of a file with one row per line. The target is in the last column, or in the column
+# whose number you pass. If a line is not a row, nothing is repaired silently: an error names the
+# line.
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -276,7 +278,7 @@ with TemporaryDirectory() as folder:
 # What to read next
 # -----------------
 #
-# :ref:`sphx_glr_auto_tutorials_Understanding_tutorial_what_bn_remembers.py` shows where the width
-# of MCBN comes from, on a curve that can be drawn, and
+# :ref:`sphx_glr_auto_tutorials_Understanding_tutorial_what_bn_remembers.py` shows on a simple curve
+# where MCBN's width comes from, and
 # :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_own_network.py` fits other networks and other
 # kinds of batches.

@@ -2,20 +2,20 @@
 Segmentation: a map of doubt
 ============================
 
-A network that segments an image answers a question about every pixel. So it can be unsure about
-every pixel, and its doubt is a map. On this page a small U-Net learns to find digits in cluttered
-scenes and to colour each pixel with the digit that it belongs to. Monte Carlo Batch Normalization
-(MCBN) then says where not to trust it. Does the doubt lie where the errors are?
+A network that segments an image makes a prediction for every pixel, so its uncertainty is a map. On
+this page a small U-Net learns to find digits in cluttered scenes and to label each pixel with the
+digit that it belongs to. Monte Carlo Batch Normalization (MCBN) then shows where the network is in
+doubt. We measure whether that is where the errors are.
 
-The scenes are made on the spot from the digits that come with the package: 1,280 for training from
-4,000 digits, 64 for the test from 1,000 others, with seed 0.
+The scenes are made from the digits that come with the package: 1,280 training scenes from 4,000
+digits, and 64 test scenes from 1,000 others. The seed is 0.
 
 The scenes
 ----------
 
-A scene shows five digits, shrunk to half their size and thrown onto 32 by 32 pixels. Later ones lie
-on top of earlier ones, with noise over all. A pixel's class is its digit plus one, and 0 is the
-background.
+A scene shows five digits, shrunk to half their size and placed at random on 32 by 32 pixels. Later
+digits lie on top of earlier ones, and noise covers everything. A pixel's class is its digit plus
+one; 0 is the background.
 """
 
 # sphinx_gallery_tags = ["segmentation", "own networks", "selective classification"]
@@ -49,17 +49,17 @@ background = (test_truth == 0).float().mean()
 print(tuple(train_scenes.shape), f"{background:.0%} of the test pixels are background")
 
 # %%
-# The network and its training
-# ----------------------------
+# Train a U-Net
+# -------------
 #
-# A U-Net looks at the scene at three sizes and brings what it sees back to the full one. Ours has a
-# batch normalization layer after each of its ten 3 by 3 convolutions. It is trained with the
+# A U-Net processes the scene at three resolutions and combines the results at the full one. Ours
+# has a batch norm layer after each of its ten 3 by 3 convolutions. It is trained with the
 # cross-entropy of each pixel, for 9 epochs in batches of 16 scenes.
 
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import OneCycleLR
 
-from mcbn.models import unet
+from mcbn.training.models import unet
 
 model = unet(in_channels=1, num_classes=11, width=16)
 optimizer = torch.optim.Adam(model.parameters())
@@ -73,10 +73,12 @@ for _ in range(9):
 model.eval()
 
 # %%
-# Wrapping it
-# -----------
+# Wrap it
+# -------
 #
-# It is wrapped like any other network, with mini-batches of 16 scenes as in the training.
+# The U-Net is wrapped like any other network. ``fit`` draws a mini-batch of 16 training scenes, as
+# many as in a training step, for each of 16 *estimators*: the trained network, normalized with the
+# statistics of one mini-batch.
 
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -91,8 +93,9 @@ with torch.no_grad():
 print(tuple(logits.shape))
 
 # %%
-# Estimators, scenes, classes, height, width. The functions of :mod:`mcbn.predictive` want the
-# classes last and everything else in the middle, so each pixel becomes an example of its own.
+# The axes are estimators, scenes, classes, height and width. The functions of
+# :mod:`mcbn.predictive` expect *(estimators, examples, classes)*, so each pixel becomes an example
+# of its own.
 
 from mcbn.predictive import summarise_classification
 
@@ -113,8 +116,8 @@ print(
 # The map of doubt
 # ----------------
 #
-# Here are four test scenes. The *entropy* is the whole doubt of a pixel, the *mutual information*
-# that part of it that comes from the disagreement of the estimators.
+# Here are four test scenes. The *entropy* measures the whole doubt about a pixel, the *mutual
+# information* the part of it that comes from disagreement among the estimators.
 
 from mcbn.plotting import plot_maps
 
@@ -140,16 +143,16 @@ axes[0, 0].figure.set_label(
 )
 
 # %%
-# Does the doubt lie where the errors are?
-# ----------------------------------------
+# Doubt and errors
+# ----------------
 #
-# Here is the mean of both, where the prediction is wrong and where it is right; and the chance that
-# a wrong pixel gets more of it than a right one (the AUROC; 0.5 would be no better than a coin).
+# The table shows the mean doubt where the prediction is wrong and where it is right. The AUROC is
+# the chance that a wrong pixel gets more doubt than a right one; a coin would score 0.5.
 
 import rich
 from torchmetrics.functional.classification import binary_auroc
 
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 doubts = {
     "plain entropy": summarise_classification(pixels(plain_logits)).entropy,
@@ -168,26 +171,26 @@ header = ["doubt", "where wrong", "where right", "AUROC"]
 rich.print(Tables([Table("64 scenes, pixel by pixel", header, [row(name) for name in doubts])]))
 
 # %%
-# Doubt lies where the errors are.
+# The doubt does lie where the errors are.
 
 for doubt in doubts.values():
     assert doubt[wrong].mean() > 3 * doubt[~wrong].mean()
     assert binary_auroc(doubt, wrong.long()) > 0.8
 
 # %%
-# But most pixels are background, and easy. A harder question is about the ink alone: does the doubt
-# tell a misread stroke from one that was read well? It does so less sharply.
+# But most pixels are background, and easy. On the ink alone, it is harder to tell misread strokes
+# from well-read ones, and the AUROC is lower.
 
 for name, doubt in doubts.items():
     print(f"{name:24} AUROC on the ink {binary_auroc(doubt[ink], wrong[ink].long()):.3f}")
     assert binary_auroc(doubt[ink], wrong[ink].long()) > 0.6
 
 # %%
-# Leaving doubtful pixels out
-# ---------------------------
+# Leave doubtful pixels out
+# -------------------------
 #
-# Doubtful pixels can be left to a person. Here is the share of errors among the pixels that are
-# kept, against the share that is kept, the doubtful ones being the first to go.
+# Doubtful pixels can be left to a person. The figure shows the share of errors among the pixels
+# that are kept against the share that is kept, if the most doubtful go first.
 
 from mcbn.metrics import risk_coverage_curve
 from mcbn.plotting import plot_risk_coverage
@@ -203,8 +206,8 @@ ax.figure.set_label(
 )
 
 # %%
-# One tenth of the pixels holds most of the errors. But MCBN finds them no better than the entropy
-# of the plain network does: on these scenes the two differ by less than 0.02 in AUROC.
+# The most doubtful tenth of the pixels holds most of the errors. But MCBN's entropy finds them no
+# better than the plain network's: on these scenes the two differ by less than 0.02 in AUROC.
 
 for name, doubt in doubts.items():
     doubtful = doubt > doubt.sort().values[int(0.9 * len(doubt))]
@@ -215,13 +218,13 @@ aurocs = [binary_auroc(doubts[f"{kind} entropy"], wrong.long()) for kind in ("pl
 assert abs(aurocs[0] - aurocs[1]) < 0.02
 
 # %%
-# The mutual information
-# ----------------------
+# What the mutual information adds
+# --------------------------------
 #
-# The mutual information is often read as the doubt of the network itself, and the rest of the
-# entropy as that which is in the picture. If it were so, its share of the entropy would be smaller
-# where digits overlap, as nobody can know there which of them is on top. Here is the share near
-# such places, and elsewhere.
+# The mutual information is often read as the network's own doubt, and the rest of the entropy as
+# the ambiguity of the picture. If that were so, its share of the entropy would be smaller where
+# digits overlap, since nobody can know which of them is on top. Here is the share near overlaps and
+# elsewhere.
 
 from torch.nn import MaxPool2d
 
@@ -235,19 +238,19 @@ assert max(shares.values()) < 0.1
 assert abs(shares["near overlaps"] - shares["elsewhere"]) < 0.02
 
 # %%
-# The two shares are both below a tenth, and nearly the same. So the last row of the figure is the
-# entropy once more, on another scale, and does not tell one kind of doubt from the other.
+# Both shares are below a tenth, and nearly the same. So the last row of the maps shows little more
+# than the entropy on another scale, and does not tell one kind of doubt from the other.
 #
-# Is it worth it?
-# ---------------
+# When to use it
+# --------------
 #
-# Not here: to find errors in scenes like those of the training, the plain entropy will do. The page
-# shows how to get at a map of MCBN's doubt; whether it tells you more than the plain one is to be
-# measured on your own images, as above.
+# Not on scenes like these: to find errors in images like those of the training, the plain entropy
+# is enough. This page shows how to get a map of MCBN's doubt. Measure on your own images, as above,
+# whether it tells you more than the plain one.
 #
 # What to read next
 # -----------------
 #
 # :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_selective_classification.py` chooses
-# a threshold for leaving answers out, and
-# :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_deployment.py` makes a service of a network.
+# a threshold for declining to answer, and
+# :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_deployment.py` deploys a network.

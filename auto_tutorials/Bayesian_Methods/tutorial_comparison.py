@@ -2,20 +2,20 @@
 MCBN, MC dropout, deep ensembles and the plain network
 ======================================================
 
-There are many ways to better the probabilities of a network, and most of them are older or better
-known than MCBN. On this page they all learn from the same digits, and are measured with the same
-numbers, each at its own price and all at the same price. Which of them is worth it?
+There are many ways to improve a network's probabilities, and most are older or better known than
+Monte Carlo Batch Normalization (MCBN). On this page they all learn from the same digits and are
+scored in the same way, each at its own cost and all at equal cost. Which of them is worth it?
 
-To leave them something to gain, the digits are few: 500 of those that come with the package, and a
-LeNet that learns them by heart. 500 more are for choosing things, 1,000 to test, and there are
-1,000 images from FashionMNIST that are no digits at all. The methods run here once, with the seed
-0. The same code has run with ten seeds, on these digits and on speech; those results are stored,
-and this page shows them.
+To leave room for improvement, there are few digits: we take 500 of those that come with the
+package, and train a LeNet until it knows them by heart. Another 500 are for choosing settings and
+1,000 for testing; 1,000 images from FashionMNIST show no digits at all. The methods run here once,
+with seed 0. The same code has also run with ten seeds, on these digits and on speech; those results
+are stored, and this page shows them.
 
-What do they all learn from?
-----------------------------
+The data
+--------
 
-From tensors in memory, so that a plain training loop will do.
+The images are tensors in memory, so a plain training loop will do.
 """
 
 # sphinx_gallery_tags = ["classification", "dropout and ensembles", "out of distribution"]
@@ -37,12 +37,13 @@ def network():
 
 
 # %%
-# How is each network trained?
-# ----------------------------
+# Training
+# --------
 #
-# In batches of 16 for 15 epochs, with the recipe of the first tutorial. One of the methods asks for
-# ten snapshots of the weights from the last third of a training, and for a learning rate that does
-# not fall to zero.
+# Each network is trained in batches of 16 for 15 epochs, with the recipe of the first tutorial. Two
+# arguments of ``train`` serve single methods: ``part`` is the share of the steps to take, and
+# ``snapshots`` is a list that collects ten copies of the weights during the last third of the
+# training, with a learning rate that does not fall to zero.
 
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
@@ -72,15 +73,14 @@ def train(model, part=1.0, snapshots=None):
 
 
 # %%
-# What needs a trained network only?
-# ----------------------------------
+# Methods that need only a trained network
+# ----------------------------------------
 #
-# A method is a function from images to logits, with or without an axis for the estimators.
+# Here, a method is a function from images to logits, with or without an axis for the estimators.
 # *Temperature scaling* (`Guo et al., 2017 <https://arxiv.org/abs/1706.04599>`_) divides the logits
-# by a number, chosen on the validation images. *Test-time augmentation* reads each image 16 times,
-# shifted a little; the validation images choose whether by up to one pixel or two. *MCBN* takes its
-# mini-batches from the training images: as large as those of the training, or of the size that the
-# validation images choose.
+# by one number, chosen on the validation images. *Test-time augmentation* reads each image 16
+# times, each time shifted a little; the validation images choose whether by at most one pixel or
+# two.
 
 from functools import partial
 
@@ -113,6 +113,11 @@ def augmented(model):
     return min((partial(predict, most=most) for most in (1, 2)), key=val_nll)
 
 
+# %%
+# *MCBN* makes 16 estimators, each with the batch statistics of :math:`M` training images. :math:`M`
+# is the batch size of the training, or is chosen on the validation images.
+
+
 def mcbn(model, mc_batch_size):
     loader = DataLoader(TensorDataset(train_images))
     return MCBatchNorm(model, num_estimators=16, mc_batch_size=mc_batch_size).fit(loader)
@@ -125,9 +130,10 @@ def mcbn_chosen(model):
 
 # %%
 # A *Laplace approximation* of the last layer (`Daxberger et al., 2021
-# <https://arxiv.org/abs/2106.14806>`_) takes its weights for normally distributed, with the
-# curvature of the loss as precision. The package ``laplace-torch`` does that for whole networks;
-# for one layer it is this: the variance of each logit makes it smaller.
+# <https://arxiv.org/abs/2106.14806>`_) treats the weights of that layer as normally distributed,
+# with the curvature of the loss, plus a prior, as their precision. Each logit then has a variance,
+# by which it is made smaller. The validation images choose the precision of the prior. The package
+# ``laplace-torch`` does this for whole networks; for one layer, it takes this function:
 
 
 @torch.no_grad()
@@ -159,15 +165,15 @@ def last_layer_laplace(model):
 
 
 # %%
-# What needs a training of its own?
-# ---------------------------------
+# Methods that need a training of their own
+# -----------------------------------------
 #
-# *MC dropout* (`Gal and Ghahramani, 2016 <https://arxiv.org/abs/1506.02142>`_) leaves dropout on
-# when it predicts: ours drops 30 % of the values in front of each dense layer. *SWA* takes the mean
-# of the snapshots, *SWAG* (`Maddox et al., 2019 <https://arxiv.org/abs/1902.02476>`_) draws weights
-# from a normal distribution that is fitted to them; the batch norm's statistics are computed anew
-# for each. A *deep ensemble* (`Lakshminarayanan et al., 2017 <https://arxiv.org/abs/1612.01474>`_)
-# trains five networks.
+# *MC dropout* (`Gal and Ghahramani, 2016 <https://arxiv.org/abs/1506.02142>`_) keeps dropout on at
+# inference; ours drops 30 % of the values before each dense layer. *SWA* averages the snapshots of
+# the weights, and *SWAG* (`Maddox et al., 2019 <https://arxiv.org/abs/1902.02476>`_) draws weights
+# from a normal distribution fitted to them; for each set of weights, the statistics of batch norm
+# are computed anew. A *deep ensemble* (`Lakshminarayanan et al., 2017
+# <https://arxiv.org/abs/1612.01474>`_) trains five networks.
 
 from copy import deepcopy
 
@@ -217,13 +223,13 @@ def ensemble(members):
 
 
 # %%
-# What is the same price?
-# -----------------------
+# Equal cost
+# ----------
 #
-# In predictions: MCBN, MC dropout, SWAG and the augmentation get 16 forward passes for an image,
-# and once more only 5, as many as the ensemble. In training: an ensemble of 5 costs five trainings,
-# so there is a short one, too, whose members share the steps of a single training. Each method is
-# listed with its number of trainings.
+# For prediction, MCBN, MC dropout, SWAG and augmentation get 16 forward passes per image, and then
+# only 5, as many as the ensemble. For training, the ensemble of 5 costs five trainings, so there is
+# also a short ensemble, whose members share the steps of a single training. Each method is listed
+# with its number of trainings.
 
 
 def methods(seed):
@@ -255,12 +261,14 @@ def methods(seed):
 
 
 # %%
-# What is measured?
-# -----------------
+# Five scores
+# -----------
 #
-# Five numbers. *NLL* and *ECE* say how well the probabilities fit, and *AURC* what an error rate is
-# left when the network may decline, averaged over all rates of declining: for these three, lower is
-# better. The *OOD AUROC* is the chance that a garment gets a higher entropy than a digit.
+# Beside the *accuracy*, we measure four things. *NLL* (negative log-likelihood) and *ECE* (expected
+# calibration error) say how well the probabilities fit. *AURC* is the error rate that remains when
+# the network may decline to answer, averaged over all rates of declining. For these three, lower is
+# better. *OOD AUROC* is the chance that a garment, which is out of distribution, gets a higher
+# entropy than a digit.
 
 from torchmetrics.functional.classification import binary_auroc
 
@@ -292,8 +300,8 @@ def run(seed):
 
 
 # %%
-# All methods of a seed share its networks, so they are compared seed by seed. Over ten of them, a
-# mean difference has a 95 % interval (Student's) of this half width:
+# All methods of one seed share its networks, so we compare them seed by seed. Over ten seeds, a
+# mean difference has a 95 % confidence interval (Student's t) of this half width:
 
 
 def interval(paired):
@@ -301,18 +309,15 @@ def interval(paired):
 
 
 # %%
-# Who wins?
-# ---------
+# Results of ten seeds
+# --------------------
 #
-# One seed cannot tell. ``docs/measure_comparison.py`` has run these functions with the seeds 0 to
-# 9, and its scores come with the package. *Digits* are the 500 of this page. *Vowels* are speech:
-# which of nine speakers said it? Ten utterances of each are for training, 20 for choosing, and 370
-# in all for the test, as series of 25 steps that come with the `package aeon
+# One seed cannot decide. ``docs/measure_comparison.py`` has run these functions with seeds 0 to 9,
+# and the scores come with the package. *Digits* are the 500 of this page. *Vowels* are speech:
+# which of nine speakers said this? Of each speaker, ten utterances are for training and 20 for
+# choosing; 370 in all are for testing. They are series of 25 steps that come with the `package aeon
 # <https://www.aeon-toolkit.org>`_. A small convolutional network learns them for 90 epochs in
-# batches of 16, and what is foreign are the utterances run backwards.
-#
-# First, whether this page's own run fits the stored ones: how far is its NLL from the mean of the
-# ten seeds, in their standard deviations?
+# batches of 16. As out-of-distribution inputs, the utterances are played backwards.
 
 import csv
 from importlib.resources import files
@@ -332,6 +337,10 @@ def scores_of(data):
     return {key: torch.tensor(values) for key, values in rows.items()}
 
 
+# %%
+# First we check that the run on this page fits the stored ones: how far is its NLL from the mean of
+# the ten seeds, in their standard deviations?
+
 digits, live = scores_of("digits"), run(seed=0)
 for key in live:
     nll = digits[key][:, 1]
@@ -340,13 +349,13 @@ for key in live:
     assert abs(away) < 6
 
 # %%
-# Now the ten seeds. A *change* is the mean difference from the plain network and the half width of
-# its interval, with a star where the interval leaves out zero. (One in twenty does so by chance.)
-# This is the chance of the training; the test images are the same for all seeds.
+# Now the ten seeds. A *change* is the mean difference from the plain network, with the half width
+# of its interval, and a star if the interval excludes zero. (One in twenty does so by chance.) The
+# intervals reflect the chance in training; the test images are the same for all seeds.
 
 import rich
 
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 kinds = list(dict.fromkeys(row["data"] for row in stored))
 trainings = {row["method"]: int(row["trainings"]) for row in stored}
@@ -362,6 +371,10 @@ def shown(mean, half, places):
     return f"{mean:+.{places}f}±{half:.{places}f}{'*' if abs(mean) > half else ''}"
 
 
+# %%
+# *Cost* is the number of trainings, and of forward passes per input. The changes of ECE and AURC
+# are in percentage points.
+
 for data in kinds:
     rows = []
     for key, scores in columns[data].items():
@@ -373,9 +386,7 @@ for data in kinds:
     rich.print(Tables([Table(f"{data}, {len(scores)} seeds", header, rows)]))
 
 # %%
-# *Cost* is the number of trainings, and of forward passes for each input; the changes of ECE and
-# AURC are in points. Here are the seeds themselves, on the 500 digits: a dot for each, and a bar
-# for their mean.
+# These are the single seeds on the 500 digits: a dot for each, and a bar for their mean.
 
 from mcbn.plotting import plot_scores
 
@@ -387,11 +398,11 @@ plot_scores(
 )
 
 # %%
-# Which one for the money?
-# ------------------------
+# The best method for a budget
+# ----------------------------
 #
-# With at most so many trainings, and so many passes for each image: which method has the lowest
-# mean NLL, and what is the lowest of MCBN without a temperature?
+# Given a limit on the trainings and on the passes per image, which method has the lowest mean NLL?
+# And what is the lowest NLL of MCBN without a temperature?
 
 rows = []
 for data in kinds:
@@ -410,12 +421,12 @@ header = "Data", "Trainings", "Passes", "Lowest NLL of", "NLL", "MCBN"
 rich.print(Tables([Table("What a budget buys", header, rows)]))
 
 # %%
-# What do the samples add?
-# ------------------------
+# What sampling adds
+# ------------------
 #
-# Four methods come in pairs, with and without the samples: MCBN on top of a temperature, dropout on
-# and off, SWAG and SWA, the ensemble with MCBN in each member and without. This is what the samples
-# change in the NLL.
+# Four methods come in pairs, with and without sampling: MCBN on top of a temperature, dropout on
+# and off, SWAG and SWA, and the ensemble with and without MCBN in each member. This is how much
+# sampling changes the NLL:
 
 pairs = {
     ("MCBN, scaled", 16): ("plain, scaled", 1),
@@ -430,9 +441,12 @@ rows = [
 rich.print(Tables([Table("Change of the NLL by sampling", ("With", "Without", *kinds), rows)]))
 
 # %%
-# **Five trainings win.** On all of the data the ensemble has a lower NLL than the plain network and
-# puts the inputs into a better order: the intervals of both leave out zero. Nothing with one
-# training does that on both.
+# Findings
+# --------
+#
+# **Five trainings win.** On both data sets, the ensemble has a lower NLL than the plain network and
+# ranks the inputs better (AURC): both intervals exclude zero. No method with a single training
+# achieves that on both.
 
 for key in digits:
     ends = [sum(change(data, score, *key)) for data in kinds for score in ("NLL", "AURC")]
@@ -442,10 +456,11 @@ for key in digits:
         assert max(ends) >= 0
 
 # %%
-# **With one training, a single number does most.** On the 500 digits a temperature takes off more
-# than two thirds of what the ensemble does. The last layer's Laplace approximation and dropout come
-# close. All of them need one pass: what dropout does, it has done in the training. The augmentation
-# does as much as a temperature, for 16 passes. On the vowels none of them does much.
+# **With one training, a single number does most.** On the 500 digits, a temperature gains more than
+# two thirds of what the ensemble gains. The Laplace approximation of the last layer and dropout
+# come close. All of these predict in one pass: what dropout does, it has done in training.
+# Augmentation does as much as a temperature, but takes 16 passes. On the vowels, none of them does
+# much.
 
 of_ensemble, _ = change("digits", "NLL", "ensemble", 5)
 for method in ("plain, scaled", "Laplace", "dropout off"):
@@ -456,11 +471,11 @@ for method in ("plain, scaled", "Laplace", "dropout off"):
 assert change("digits", "NLL", "plain, scaled", 1)[0] / of_ensemble > 2 / 3
 
 # %%
-# **MCBN does little, and not always good.** With mini-batches as large as those of the training it
-# takes a hundredth off the NLL of the digits, less than a sixth of what the temperature does, and
-# makes that of the vowels worse. Nor does it put the images into a better order. Where the
-# validation images choose :math:`M`, it does no harm; but with them a temperature could be fitted,
-# and after that MCBN adds nothing: the interval of what it changes has zero inside.
+# **MCBN does little, and not always good.** With mini-batches as large as in training, it lowers
+# the NLL of the digits by a hundredth, less than a sixth of what the temperature does, and raises
+# that of the vowels. Nor does it rank the images better. If the validation images choose :math:`M`,
+# it does no harm; but then one could fit a temperature to them, and on top of that MCBN adds
+# nothing: the interval of its change includes zero.
 
 by_temperature, _ = change("digits", "NLL", "plain, scaled", 1)
 assert change("digits", "NLL", "MCBN", 16)[0] / by_temperature < 1 / 6
@@ -473,10 +488,10 @@ for data in ("digits", "vowels"):
     assert mean + half > 0
 
 # %%
-# **In an ensemble it is no help.** On the digits, MCBN in each member changes the ensemble's NLL by
-# a thousandth; on the vowels it takes most of its gain away, as members and mini-batches together
-# doubt too much. That need not be so elsewhere. `Atanov et al., 2018
-# <https://arxiv.org/abs/1802.04893>`_ put stochastic batch normalization, a near relative of MCBN,
+# **In an ensemble, it does not help.** On the digits, MCBN in each member changes the ensemble's
+# NLL by a thousandth; on the vowels, it takes away most of the ensemble's gain, because members and
+# mini-batches together are too unsure. This need not hold elsewhere: `Atanov et al., 2018
+# <https://arxiv.org/abs/1802.04893>`_ put stochastic batch normalization, a close relative of MCBN,
 # into the members of ensembles on CIFAR-10, and the NLL fell from 0.191 to 0.162 (VGG-11) and from
 # 0.138 to 0.110 (ResNet-18).
 
@@ -486,10 +501,10 @@ by_mcbn, by_ensemble = change("vowels", "NLL", *pair[0], pair[1]), change("vowel
 assert by_mcbn[0] / -by_ensemble[0] > 0.5
 
 # %%
-# **One training, cut in five, is something else.** The short ensemble betters the digits, whose
-# training is long enough to overfit, and worsens the vowels. And SWA as it is here, with a learning
-# rate that stays high to the end, costs the digits more than SWAG's samples win back. With steps of
-# its own on top of a finished training it might do better, at another price.
+# **One training cut into five is a different matter.** The short ensemble improves the digits,
+# whose training is long enough to overfit, and worsens the vowels. SWA as used here, with a
+# learning rate that stays high to the end, costs the digits more than SWAG's samples win back. With
+# extra steps after a finished training it might do better, at a different cost.
 
 assert sum(change("digits", "NLL", "short ensemble", 5)) < 0
 mean, half = change("vowels", "NLL", "short ensemble", 5)
@@ -497,18 +512,18 @@ assert mean - half > 0
 assert change("digits", "NLL", "SWAG", 16)[0] > 0
 
 # %%
-# So when is MCBN the one to take?
-# --------------------------------
+# When to use MCBN
+# ----------------
 #
-# When the network is there already, and nothing else can be had: no second training, and no
-# validation images either. Even then it is worth little here. :doc:`/guide/which_method` makes a
-# table and a short list of questions of it. These are small networks, and few sets of data; yours
-# may differ, and this page is short enough to try.
+# Use it when the network is already trained and nothing else is possible: no second training, and
+# no validation images either. Even then it gains little here. :doc:`/guide/which_method` turns
+# these results into a table and a short list of questions. The networks here are small and the data
+# sets few; yours may differ, and the code on this page is short enough to try on them.
 #
 # What to read next
 # -----------------
 #
 # :ref:`sphx_glr_auto_tutorials_Understanding_tutorial_batch_size_and_estimators.py` has more on the
-# choice of M and S, and
+# choice of :math:`M` and :math:`S`, and
 # :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_calibration.py` on what the ECE does
 # and does not see.

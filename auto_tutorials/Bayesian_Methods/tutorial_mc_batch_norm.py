@@ -2,22 +2,24 @@
 Training a LeNet with Monte Carlo Batch Normalization
 =====================================================
 
-A network that was trained with batch normalization has seen every image under slightly different
-conditions: normalized with the mean and the variance of whatever mini-batch it came in. Monte Carlo
-Batch Normalization (MCBN, `Teye et al., 2018 <https://arxiv.org/abs/1802.06455>`_) brings these
-conditions back when the network predicts. It draws mini-batches of training images and lets each
-one normalize the test images in its own way. Every mini-batch gives one *estimator*; where the
-estimators differ, the network is uncertain. The network is not trained again.
+In training, a batch normalization layer normalizes its activations with the mean and the variance
+of the current mini-batch. What the network makes of an image therefore depends a little on the
+other images in the mini-batch. After training, the network usually predicts with fixed averages of
+these statistics, and the variation is gone. Monte Carlo Batch Normalization (MCBN, `Teye et al.,
+2018 <https://arxiv.org/abs/1802.06455>`_) brings it back: it draws several mini-batches of training
+images, and the network predicts once with the statistics of each. Each mini-batch gives one
+*estimator*; where the estimators differ, the network is uncertain. The network is not retrained.
 
-On this page we train a small network on handwritten digits, wrap it, and measure what that changes.
-No GPU is needed.
+On this page we train a small network on handwritten digits, make eight estimators from it, and
+measure what that changes. No GPU is needed.
 
-1. What do we need?
--------------------
+The data and the network
+------------------------
 
-A datamodule that hands out the digits, a network, a recipe to optimize it, a routine that knows
-what to do with a batch, and a trainer that runs the routine. The seed stands here, in the script,
-so that each run of it on the same machine gives the same numbers.
+The datamodule holds MNIST in memory: 60,000 digits for training, 10,000 for testing. It looks for
+them in the folder that the variable ``MCBN_DATA`` names, or else in ``data``, and downloads them if
+they are missing. If they cannot be downloaded, it says so and uses 5,000 digits that come with the
+package. The seed is set in the script, so every run on the same machine gives the same numbers.
 """
 
 # sphinx_gallery_tags = ["classification", "batch size"]
@@ -30,68 +32,124 @@ from mcbn import ClassificationRoutine, MNISTDataModule, Trainer, lenet, optim_l
 
 seed_everything(0, verbose=False)
 
-# %%
-# 2. Which digits, and which network?
-# -----------------------------------
-#
-# The datamodule holds MNIST in memory: 60,000 digits for training, 10,000 for testing. It looks for
-# them in the folder that the variable ``MCBN_DATA`` names, or else in ``data``, and downloads them
-# if they are not there. Without a network connection it says so, and 5,000 digits that come with
-# the package take their place.
-
 datamodule = MNISTDataModule(batch_size=128)
 test_set = datamodule.dataset("test")
 labels = test_set.labels
 print(f"{len(datamodule.dataset('train')):,} digits to train on, {len(labels):,} to test on")
 
 # %%
-# In training, an image is cropped at random after padding, so it shifts by up to four pixels. A
-# test image stays as it is. These are the first eight, under their labels:
+# In training, each image is padded and then cropped at random, which shifts it by up to four
+# pixels. Test images are left unchanged. These are the first eight, with their labels:
 
 from mcbn.plotting import plot_images
 
 plot_images(test_set.images[:8] / 255, titles=labels[:8])
 
 # %%
-# The network is a LeNet with a batch normalization layer after each of its two convolutions. The
-# trainer stops after 938 steps, which is two epochs of the full set.
+# The network is a LeNet with a batch normalization layer after each of its two convolutions. We
+# train it with the cross-entropy loss for 938 steps, which is two epochs of the full set.
 
 model = lenet(datamodule.num_channels, datamodule.num_classes, norm=nn.BatchNorm2d)
-trainer = Trainer(max_steps=938)
-
-# %%
-# 3. What is the loss, and who applies it?
-# ----------------------------------------
-#
-# This is a classification, so the cross-entropy is the loss. The recipe makes the optimizer,
-# stochastic gradient descent with momentum, whose learning rate falls to zero over the 938 steps.
-# The routine uses both in a training step, and measures all that follows in a test.
-
 routine = ClassificationRoutine(
     num_classes=datamodule.num_classes,
     model=model,
     loss=nn.CrossEntropyLoss(),
     optim_recipe=optim_lenet,
 )
-
-# %%
-# 4. How good is the plain network?
-# ---------------------------------
-
+trainer = Trainer(max_steps=938)
 trainer.fit(routine, datamodule=datamodule)
-plain = trainer.test(routine, datamodule=datamodule)
 
 # %%
-# Four views of the same predictions. *Classification*: the accuracy, and how well the probabilities
-# fit (Brier score and negative log-likelihood, NLL; lower is better). *Calibration*: how far the
-# confidence is from the share of right answers, on average (ECE, aECE) and at worst (MCE).
-# *Selective classification*: how rare errors become if the network may decline the images it is
-# least sure of. *Complexity*: the operations for one batch of 128 images, and the parameters.
+# Make eight estimators
+# ---------------------
 #
-# This page grew from `torch-uncertainty's
+# :class:`mcbn.MCBatchNorm` copies the trained network. Its ``fit`` draws eight mini-batches through
+# the training loader, random crops included, and stores the means and variances that each one
+# produces in the batch normalization layers. No weight changes.
+#
+# How many images, :math:`M`, should a mini-batch hold? As many as in training, says the paper, here
+# 128: these are the conditions under which the network was trained. With fewer images, their mean
+# and variance vary more, and the estimators differ more. We return to this at the end.
+
+from mcbn import MCBatchNorm
+
+mc = MCBatchNorm(model, num_estimators=8, mc_batch_size=128)
+mc.fit(datamodule.train_dataloader())
+
+# %%
+# Look at doubtful digits
+# -----------------------
+#
+# The wrapped network returns logits with one more axis, that of the estimators, which comes first.
+# We put it in place of the plain network and let it read all test images.
+
+import torch
+
+from mcbn.predictive import entropy, mean_probs, mutual_information, probabilities
+
+routine.model = mc
+logits = torch.cat(trainer.predict(routine, datamodule=datamodule), dim=1)
+print(tuple(logits.shape))
+
+# %%
+# The *mutual information* measures how much the estimators differ about an image: it is 0 if they
+# all give the same probabilities. We show the four images where it is highest. Below each image is
+# one row per estimator: the darker a cell, the more probable the digit. The estimator's reading,
+# its most probable digit, is written in its cell. The frame marks the true digit.
+
+from mcbn.plotting import plot_estimators
+
+probs = probabilities(logits)
+information = mutual_information(probs)
+worst = information.topk(4).indices
+plot_estimators(test_set.images[worst] / 255, probs[:, worst], labels[worst])
+
+# %%
+# The plain network would have given a single reading of each, with no hint that other mini-batches
+# suggest another. The estimators disagree about at least one of the four:
+
+readings = probs[:, worst].argmax(-1)
+for label, column in zip(labels[worst], readings.T, strict=True):
+    print(f"{label} was read as", *column.tolist())
+
+assert sum(len(column.unique()) > 1 for column in readings.T) > 0
+
+# %%
+# Test both networks
+# ------------------
+#
+# The ``ClassificationRoutine`` tells Lightning's trainer what to do with a batch. In training, it
+# computes the loss, and the optimizer takes a step. The recipe, ``optim_lenet``, makes this
+# optimizer: stochastic gradient descent with momentum, with a learning rate that falls to zero over
+# the 938 steps. In testing, the routine scores the predictions; for a wrapped network, these are
+# the mean of the estimators' probabilities. We test the plain network first and keep its
+# probabilities, then test the wrapped one.
+
+import rich
+
+from mcbn.results import ResultTables
+
+routine.model = model
+plain = trainer.test(routine, datamodule=datamodule, verbose=False)
+plain_probs = mean_probs(torch.cat(trainer.predict(routine, datamodule=datamodule)))
+
+routine.model = mc
+mcbn = trainer.test(routine, datamodule=datamodule, verbose=False)
+rich.print(ResultTables({"plain": plain, "MCBN": mcbn}))
+
+# %%
+# The tables give four views of the same predictions. *Classification*: the accuracy, and how well
+# the probabilities fit (Brier score and negative log-likelihood, NLL; lower is better).
+# *Calibration*: how far the confidence is from the share of correct answers, on average (ECE, aECE)
+# and at worst (MCE). *Selective classification*: how rare errors become if the network may decline
+# the images it is least sure of. *Complexity*: the operations for one batch of 128 images, and the
+# number of parameters.
+#
+# This page grew from `torch-uncertainty's tutorial
 # <https://torch-uncertainty.github.io/auto_tutorials/Bayesian_Methods/tutorial_mc_batch_norm.html>`_
-# of the same name, which reports an accuracy of 97.16 % and an NLL of 0.0914. On the full set ours
-# has to be at least as good, with an ECE below 1 %; on the sample, 95 % have to be right.
+# of the same name, which reports an accuracy of 97.16 % and an NLL of 0.0914. On the full set, our
+# plain network must do at least as well, with an ECE below 1 %; on the sample, it must get 95 %
+# right.
 
 full = len(labels) == 10_000
 assert plain[0]["test/cls/Acc"] >= (0.9716 if full else 0.95)
@@ -100,68 +158,25 @@ if full:
     assert plain[0]["test/cal/ECE"] <= 0.01
 
 # %%
-# We keep its probabilities for the comparison to come.
-
-import torch
-
-from mcbn.predictive import mean_probs
-
-logits = torch.cat(trainer.predict(routine, datamodule=datamodule))
-plain_probs = mean_probs(logits)
-print(tuple(logits.shape))
-
-# %%
-# 5. How does it become eight networks?
-# -------------------------------------
-#
-# The wrapper copies the network. ``fit`` draws eight mini-batches through the training loader, with
-# its random crops, and notes the means and variances that each one causes in the batch
-# normalization layers. No weight changes.
-#
-# How many images are in a mini-batch? As many as in the training, says the paper, here 128: these
-# are the conditions that the network has known. The fewer there are, the more their mean and
-# variance vary, and the wider the estimators spread. We come back to this at the end.
-
-from mcbn import MCBatchNorm
-
-routine.model = MCBatchNorm(model, num_estimators=8, mc_batch_size=128)
-routine.model.fit(datamodule.train_dataloader())
-
-# %%
-# 6. What has changed?
-# --------------------
-#
-# The wrapped network gives logits with one more axis, the estimators', and it comes first. The
-# routine tests the mean of their probabilities.
-
-import rich
-
-from mcbn.trainer import ResultTables
-
-mcbn = trainer.test(routine, datamodule=datamodule, verbose=False)
-rich.print(ResultTables({"plain": plain, "MCBN": mcbn}))
-
-# %%
-# Two new rows compare the estimators. *MI*, the mutual information, is the part of the entropy that
-# comes from their disagreement, and *Disagreement* is the share of pairs of estimators that read
-# different digits. Eight estimators need less than eight times the operations: they share the first
-# convolution.
+# Two rows compare the estimators, so the plain network has no values there. *MI* is the mean mutual
+# information, the part of the entropy that comes from their disagreement. *Disagreement* is the
+# share of pairs of estimators that read different digits. Eight estimators need less than eight
+# times the operations, because they share the first convolution.
 
 flops = [results[0]["test/cplx/flops"] for results in (plain, mcbn)]
 assert flops[0] < flops[1] < 8 * flops[0]
 assert mcbn[0]["test/cls/Disagreement"] > 0
 
 # %%
-# Is the change more than noise?
-# ------------------------------
+# The change and its standard error
+# ---------------------------------
 #
-# Both predict the same test images, so we look at the change on each image, and compare the mean
-# change with its standard error. A change of more than two standard errors is unlikely to come from
-# the choice of the test images alone. (Another seed, for the training or for the mini-batches, is
-# another matter.)
+# Is the change more than noise? Both networks predict the same test images, so we look at the
+# change on each image, and compare the mean change with its standard error. A change of more than
+# two standard errors is unlikely to come from the choice of test images alone. (How much another
+# seed would change, for the training or for the mini-batches, is a different question.)
 
 from mcbn.metrics import brier_score, negative_log_likelihood
-from mcbn.predictive import entropy, mutual_information, probabilities
 
 
 def scores(probs):
@@ -172,7 +187,6 @@ def scores(probs):
 
 # %%
 
-logits = torch.cat(trainer.predict(routine, datamodule=datamodule), dim=1)
 mc_probs = mean_probs(logits)
 change = scores(mc_probs) - scores(plain_probs)
 means, errors = change.mean(1), change.std(1) / len(labels) ** 0.5
@@ -182,45 +196,22 @@ for name, mean, error in zip(["Acc", "Brier", "NLL", "Entropy"], means, errors, 
     print(f"{name:8}{mean:+.4f} +/- {error:.4f}  {verdict}")
 
 # %%
-# The changes are small, whatever their sign: the accuracy has moved by less than one point, the NLL
-# by less than 0.02, the entropy by less than 0.02. On an easy task with plenty of data there is
-# little to gain.
+# Whatever their sign, the changes are small: less than one point of accuracy, less than 0.02 in the
+# NLL, and less than 0.02 in the entropy. On an easy task with plenty of data there is little to
+# gain.
 
 assert abs(means[0]) < 0.01
 assert abs(means[2]) < 0.02
 assert abs(means[3]) < 0.02
 
 # %%
-# Which digits are uncertain?
-# ---------------------------
-#
-# We rank the test images by their mutual information and show the first four. Under each image is
-# a row for each estimator: the darker a cell, the more probable the digit, and the estimator's
-# reading is written in its darkest cell. The frame marks the true digit.
-
-from mcbn.plotting import plot_estimators
-
-probs = probabilities(logits)
-information = mutual_information(probs)
-worst = information.topk(4).indices
-plot_estimators(test_set.images[worst] / 255, probs[:, worst], labels[worst])
-
-# %%
-# The estimators do not agree on all of them: at least one has been read in two ways.
-
-readings = probs[:, worst].argmax(-1)
-for label, column in zip(labels[worst], readings.T, strict=True):
-    print(f"{label} was read as", *column.tolist())
-
-assert sum(len(column.unique()) > 1 for column in readings.T) >= 1
-
-# %%
-# Does it find the errors?
+# Rank the images by doubt
 # ------------------------
 #
-# Suppose a person can look at 5 % of the images. Which should we hand over? Those with the most
-# mutual information, or those with the most entropy, of MCBN or of the plain network, which costs
-# nothing? Here is the share of errors among these 5 %, and among the images that are left.
+# Suppose a person can check 5 % of the images. Which should we hand over? Those with the highest
+# mutual information, or those with the highest entropy, either of MCBN or of the plain network,
+# which costs nothing extra? This is the share of errors among these 5 %, and among the images that
+# are left.
 
 wrong, plain_wrong = (p.argmax(-1) != labels for p in (mc_probs, plain_probs))
 rankings = {
@@ -236,18 +227,18 @@ for name, (doubt, errs) in rankings.items():
     assert found > 5 * left[name]
 
 # %%
-# All three find most of the errors: these are at least five times as frequent among the 5 % as in
-# the rest. But there is no case here for the mutual information: the entropy of the plain network
-# leaves less than twice as many errors as it does, and in most runs fewer. To choose images for a
-# person, nobody needs MCBN here.
+# All three rankings find errors: they are at least five times as frequent among the 5 % as in the
+# rest. But nothing here speaks for the mutual information: the entropy of the plain network leaves
+# less than twice as many errors, and in most runs fewer. To choose images for a person, you do not
+# need MCBN here.
 
 assert left["plain entropy"] / left["MCBN mutual information"] < 2
 
 # %%
-# What if the mini-batches were smaller?
-# --------------------------------------
+# Smaller mini-batches
+# --------------------
 #
-# Nothing has to be trained for the answer, only fitted and tested.
+# To try other sizes, we fit and test again; nothing is retrained.
 
 sizes = {"plain": plain, "M = 128": mcbn}
 for size in (32, 16):
@@ -257,9 +248,10 @@ for size in (32, 16):
 rich.print(ResultTables(sizes))
 
 # %%
-# With 16 images the estimators disagree more than with 128, and the entropy is higher. The accuracy
-# is at most half a point below that of the plain network (on the sample, one and a half). On the
-# full set, so wide a spread buys no likelihood: the NLL is higher, or lower by less than 5 %.
+# With 16 images, the estimators disagree more than with 128, and the entropy is higher. The
+# accuracy is at most half a point below that of the plain network (on the sample, one and a half
+# points). On the full set, the wider spread hardly pays in likelihood: the NLL is higher, or lower
+# by less than 5 %.
 
 plain, many, some, few = (results[0] for results in sizes.values())
 assert many["test/cls/Disagreement"] / few["test/cls/Disagreement"] < 1
@@ -269,18 +261,20 @@ if full:
     assert few["test/cls/NLL"] / plain["test/cls/NLL"] > 0.95
 
 # %%
-# So what is it good for?
-# -----------------------
+# What MCBN is good for
+# ---------------------
 #
-# On MNIST, for little: neither for a better accuracy, nor to find the errors. What it adds is
-# knowledge about the network: which predictions depend on the mini-batches of its training, for a
-# few forward passes and no training at all. More is to be had from it where data are few and the
-# network overfits; and more still from several trained networks, which cost as many trainings.
+# On MNIST it is good for little: neither for accuracy nor for finding errors. What it adds is
+# knowledge about the network: it shows which predictions depend on the mini-batches of the
+# training, for a few forward passes and no training at all. There is more to gain where data are
+# few and the network overfits; and more still from several trained networks, each of which costs a
+# training of its own.
 #
 # What to read next
 # -----------------
 #
 # :ref:`sphx_glr_auto_tutorials_Bayesian_Methods_tutorial_comparison.py` makes that comparison, and
-# :ref:`sphx_glr_auto_tutorials_Understanding_tutorial_batch_size_and_estimators.py` has more on the
-# two numbers to choose. :class:`mcbn.MCBatchNorm` has what else the wrapper can do, and
-# `the paper <https://arxiv.org/abs/1802.06455>`_ why its authors call the method Bayesian.
+# :ref:`sphx_glr_auto_tutorials_Understanding_tutorial_batch_size_and_estimators.py` covers the size
+# and the number of the mini-batches. :class:`mcbn.MCBatchNorm` describes what else the wrapper can
+# do, and `the paper <https://arxiv.org/abs/1802.06455>`_ explains why its authors call the method
+# Bayesian.

@@ -2,13 +2,14 @@ r"""
 The paper's regression table, measured again
 ============================================
 
-Before you trust a method, you want to see its published numbers come out on another machine, from
-another program. This page does that for the regression table of Monte Carlo Batch Normalization
-(MCBN, `Teye et al., 2018 <https://arxiv.org/abs/1802.06455>`_): MCBN and Monte Carlo dropout (MCDO,
-`Gal and Ghahramani, 2016 <https://arxiv.org/abs/1506.02142>`_) on tables of the UCI repository.
+Before you trust a method, you may want to see its published numbers come out on another machine,
+from another program. This page does that for the regression table of Monte Carlo Batch
+Normalization (MCBN, `Teye et al., 2018 <https://arxiv.org/abs/1802.06455>`_), which compares MCBN
+and Monte Carlo dropout (MCDO, `Gal and Ghahramani, 2016 <https://arxiv.org/abs/1506.02142>`_) on
+data sets of the UCI repository.
 
-The measuring takes hours, so its results are stored in a file that comes with the package. One row
-of it is computed again here. The seed of everything is 0, and a CPU is enough.
+Measuring the table takes hours, so its results are stored in a file that comes with the package.
+One row is computed again here. Every seed is 0, and a CPU is enough.
 
 How the table is measured
 -------------------------
@@ -17,23 +18,25 @@ One command fetches the data that are missing, continues where it stopped, and w
 
     python -m mcbn.experiments.uci yacht boston --processes 2
 
-Each table is split at random five times, with a fifth of the rows for the test. On the rest, a
-five-fold cross-validation finds the weight decay λ, the epochs, and M for MCBN or the rate for
-MCDO; the fold models also give τ, the precision of the noise. Then five networks are trained with
-these settings, and each gives 500 samples of every test row. That is 25 runs. The network has two
-dense layers of 50 units, on Protein of 100; under MCBN each is followed by batch normalization.
+Each data set is split at random five times, with a fifth of the rows for testing. On the rest,
+five-fold cross-validation chooses the weight decay λ, the number of epochs, and either M, the size
+of the mini-batches (MCBN), or the dropout rate (MCDO). The models of the folds also give τ, the
+precision of the noise. Then five networks are trained with these settings, and each gives 500
+samples of every test row. That makes 25 runs. The network has two dense layers of 50 units (100 on
+Protein); for MCBN, each is followed by batch normalization.
 
-Each run has two scores: CRPS, the *continuous ranked probability score* in the target's unit, and
-PLL, the *predictive log likelihood*. Each is compared with two others. The *constant twin* has the
-same means and one width for all rows, found in the same way. The *optimum* has the width that is
-best for each row in hindsight. In percent of the way between them,
+Each run has two scores: CRPS, the *continuous ranked probability score*, in the target's unit, and
+PLL, the *predictive log-likelihood*. Each is compared with two others. The *constant twin* has the
+same means but one width for all rows, found in the same way. The *optimum* has the width that is
+best for each row in hindsight. The *normalized* score is the share, in percent, of the way from the
+one to the other:
 
 .. math::
 
     100 \cdot \frac{\mathrm{score} - \mathrm{score}_\mathrm{const}}
     {\mathrm{score}_\mathrm{optimum} - \mathrm{score}_\mathrm{const}} .
 
-So 0 means that the varying width was of no use, and a negative score that it did harm.
+So 0 means that the varying width is useless, and a negative score that it does harm.
 
 The results
 -----------
@@ -50,24 +53,24 @@ results = read_results()
 rich.print(score_table(results))
 
 # %%
-# Beside each mean of the 25 runs stands its standard error. The five seeds of a split share their
-# test rows, so it is the error of five splits, not of 25 runs.
+# Each mean of the 25 runs is shown with its standard error. The five seeds of a split share their
+# test rows, so the error is that of five splits, not of 25 runs.
 #
 # In short: on Boston, Concrete and Kin8nm, MCBN's width goes 2 to 9 % of the way to the optimum. On
-# the other tables it goes less far or nowhere, and on Yacht it does harm by CRPS. Most of the
-# published signs come out again, and two thirds of the numbers within a factor of 3.
+# the other data sets it goes less far or nowhere, and on Yacht it does harm by CRPS. Most of the
+# published signs are reproduced, and two thirds of the numbers agree within a factor of 3.
 #
-# Against the published table
-# ---------------------------
+# Compare with the published table
+# --------------------------------
 #
-# We ask of each number whether it has the published sign, and how many times the published value it
-# is.
+# We ask whether each number has the published sign, and how many times the published value it is. A
+# number is *within noise* if it is at most two standard errors from 0.
 
 import torch
 
 from mcbn.experiments.protocol import METHODS
 from mcbn.experiments.table import PUBLISHED, normalized, standard_error
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 torch.manual_seed(0)
 
@@ -87,6 +90,7 @@ header = ("Data set", "CRPS: sign", "times", "PLL: sign", "times")
 rich.print(Tables([Table("Against the published table", header, rows)]))
 
 # %%
+# The figures show our normalized scores, with their standard errors, and the published ones.
 
 from mcbn.plotting import plot_published
 
@@ -100,7 +104,7 @@ ax = plot_published(names, (mean, error), value, "PLL, normalized, in percent")
 ax.set_xscale("symlog", linthresh=1)
 
 # %%
-# The axes are linear from −1 to 1 and logarithmic beyond, or Yacht alone would fill them.
+# The axes are linear from −1 to 1 and logarithmic beyond; otherwise Yacht alone would fill them.
 
 cells = [cell for column in drawn.values() for cell in column]
 agree = sum(sign == "same" for *_, sign, _ in cells)
@@ -117,21 +121,21 @@ assert clear.count("same") > 0.7 * len(clear)
 assert near > 0.6 * len(cells)
 
 # %%
-# The order of the two methods on Boston is the published one, and so is the size of both. One third
-# of the numbers are off by more than a factor of 3. Where the numbers differ, it may be for one of
-# these reasons. Our splits are not theirs, and on the smallest tables the splits decide much. On
-# the large tables, our cross-validation tries fewer values (see below). A look at a validation fold
-# takes the mean of 10 samples. Dropout's hidden layers have no bias here, as the protocol names
-# none. And published means of 25 runs have a standard error too, which we do not know.
+# On Boston, the two methods are in the published order, and both scores have the published size.
+# One third of all numbers are off by more than a factor of 3. There are several possible reasons.
+# Our splits are not theirs, and on the smallest data sets much depends on the splits. On the large
+# ones, our cross-validation tries fewer values (see below). A score on a validation fold uses the
+# mean of only 10 samples. Dropout's hidden layers have no bias here, since the protocol mentions
+# none. And the published means of 25 runs have standard errors, too, which we do not know.
 #
-# Where does MCBN help?
-# ---------------------
+# Where MCBN helps
+# ----------------
 #
-# The split is what the seeds have in common, so we count splits, and test the difference of the two
-# methods split by split. If the two were alike, either sign of each difference would be as likely;
-# p is the share of all choices of the signs whose mean is as far from 0. With five splits there are
-# 32 choices, so no p is below 2/32 = 0.0625, not even where all splits agree: five splits are too
-# few for a proof.
+# The seeds of a split have their test rows in common, so we count splits, and test the difference
+# between the two methods split by split. If the methods were equally good, either sign of each
+# difference would be equally likely; p is the share of all choices of signs whose mean is at least
+# as far from 0. With five splits there are 32 choices, so p is never below 2/32 = 0.0625, even if
+# all splits agree: five splits are too few for a proof.
 
 from mcbn.experiments.table import sign_flip_test
 
@@ -147,18 +151,19 @@ for name in ("power", "wine"):
     print(f"{name}: MCBN's deviation rises from {std[0]:.2f} to {std[-1]:.2f}")
 
 # %%
-# Five numbers have the other sign than in the paper, and four of them are clear of 0. Three of
-# these are dropout's, and small: its PLL on Kin8nm, its CRPS on Power and on Protein. The fourth is
-# MCBN's PLL on Concrete, −36 there and 3 here. We do not know why; one run with a τ that is far too
-# high would do.
+# Five numbers differ in sign from the paper, and four of them are clear of 0. Three of these are
+# dropout's, and small: its PLL on Kin8nm, and its CRPS on Power and Protein. The fourth is MCBN's
+# PLL on Concrete, −36 in the paper and 3 here. We do not know why; a single run with a τ that is
+# far too high would be enough.
 #
-# On Boston, Concrete and Kin8nm, MCBN's width goes 2 to 9 % of the way to the optimum, in every
-# split. It goes further than dropout's, in every split on Boston and Kin8nm; on Concrete that may
-# be chance. On Protein it is less than 1 %; there the networks were still improving when they were
-# stopped, after 100 epochs, where the paper allows 2000. On Energy four splits gain and one loses.
-# On Power and Wine the width is worth next to nothing: the cross-validation mostly prefers M = 512,
-# and the width is nearly the same for all rows. On Yacht it does harm, at least to the CRPS. By
-# CRPS, dropout is the better method on Wine and Yacht, in every split.
+# On Boston, Concrete and Kin8nm, MCBN's width goes 2 to 9 % of the way to the optimum, and gains in
+# every split. It goes further than dropout's in every split on Boston and Kin8nm; on Concrete, that
+# may be chance. On Protein, it goes less than 1 % of the way; there, the networks were still
+# improving when they were stopped after 100 epochs, where the paper allows 2000. On Energy, four
+# splits gain and one loses. On Power and Wine, the width is worth next to nothing: the
+# cross-validation mostly prefers M = 512, and the width is nearly the same for all rows. On Yacht
+# it does harm, at least to the CRPS. By CRPS, dropout is the better method on Wine and Yacht, in
+# every split.
 
 ranges = {"boston": (2, 12), "concrete": (2, 12), "kin8nm": (2, 12), "protein": (0, 1)}
 for name, (least, most) in ranges.items():
@@ -169,12 +174,13 @@ for name in ("power", "wine"):
     assert abs(normalized(results[name]["mcbn"]["runs"], "crps").mean()) < 0.3
 
 # %%
-# Does the width follow the error?
-# --------------------------------
+# Predicted widths and actual errors
+# ----------------------------------
 #
-# The rows of each test are sorted by their predicted standard deviation and cut in ten bins. For
-# each bin, here are that deviation and the error that was really made (root mean square), as means
-# over the 25 runs. If the two lines were one, the widths would be right.
+# If the widths are right, they match the errors. We sort the rows of each test by their predicted
+# standard deviation and cut them into ten bins. For each bin, the figure shows this deviation and
+# the actual error (root mean square), as means over the 25 runs. With perfect widths, the two lines
+# would coincide.
 
 import matplotlib.pyplot as plt
 
@@ -196,8 +202,8 @@ plot_bins(boston, "1000 $").set_label(
 )
 
 # %%
-# On Boston both methods know which rows are hard. Both make far too little of it, MCBN a little
-# less so; hence the small positive scores.
+# On Boston, both methods know which rows are hard. But both adjust the width far too little, MCBN
+# slightly less so; hence the small positive scores.
 
 for method in METHODS:
     std, error = boston[method]["std"], boston[method]["error"]
@@ -207,8 +213,8 @@ for method in METHODS:
     assert std[-1] / std[0] < error[-1] / error[0]
 
 # %%
-# Why do the two scores contradict each other on Yacht?
-# -----------------------------------------------------
+# Two scores that contradict each other: Yacht
+# --------------------------------------------
 #
 # In the paper, MCBN's CRPS on Yacht is far below 0 and its PLL far above.
 
@@ -220,9 +226,8 @@ plot_bins(yacht, "resistance").set_label(
 
 # %%
 # The same happens here. MCBN is too wide, most of all where it is unsure; dropout and the constant
-# twin are far too narrow for the hard boats. CRPS makes us pay for the whole width. PLL asks only
-# how dense the samples are at the outcome: being too wide costs little there, and being too narrow
-# costs much.
+# twin are far too narrow for the hard rows. CRPS penalizes the whole width. PLL depends only on how
+# dense the samples are at the outcome: there, too wide costs little, and too narrow costs a lot.
 
 taus = yacht["mcbn"]["selected"]["tau"]
 print("tau of MCBN on the five splits:", *(f"{tau:.0f}" for tau in taus))
@@ -231,15 +236,15 @@ assert normalized(yacht["mcbn"]["runs"], "crps").mean() < 0
 assert normalized(yacht["mcbn"]["runs"], "pll").mean() > 0
 
 # %%
-# The τ says the same: 100 is the end of its range. The samples alone are wide enough, and there is
-# no room left for noise.
+# The τ agree: 100 is the end of their range. The samples alone are wide enough and leave no room
+# for noise.
 #
-# One row, computed again
-# -----------------------
+# Compute one row again
+# ---------------------
 #
-# We train the 25 networks of Boston's MCBN once more, with the stored settings. Where Boston's file
-# is not there and cannot be fetched, nothing is trained: then only the stored numbers are shown,
-# and the figure below is missing.
+# We train the 25 networks of Boston's MCBN once more, with the stored settings. If Boston's file is
+# missing and cannot be fetched, nothing is trained; then only the stored numbers are shown, and the
+# figure below is left out.
 
 from mcbn.experiments.data import load
 from mcbn.experiments.uci import stored_tests
@@ -255,6 +260,7 @@ else:
     again["again"] = {name: [run[name] for run in runs] for name in runs[0]}
 
 # %%
+# If the networks were trained, the next cell prints their scores below the stored ones.
 
 for name, found in again.items():
     scores = (normalized(found, score) for score in ("crps", "pll"))
@@ -262,7 +268,7 @@ for name, found in again.items():
     print(f"{name}: RMSE {torch.tensor(found['rmse']).mean():.2f}, CRPS and PLL", *told)
 
 # %%
-# On the machine that made the file, all digits shown are equal. On another one, rounding errors may
+# On the machine that made the file, all digits shown are equal. On another, rounding errors may
 # grow over thousands of steps; then the numbers agree within their errors.
 
 if "again" in again:
@@ -273,11 +279,11 @@ if "again" in again:
     assert abs(found / stored - 1) < 0.05
 
 # %%
-# How far away the optimum is
+# The distance to the optimum
 # ---------------------------
 #
-# Here are the test rows of the five runs on the first split, the surest first: the error of each,
-# the deviation that MCBN predicted, and the error of the 81 rows around (root mean square).
+# These are the test rows of the five runs on the first split, the surest first: the error of each,
+# the deviation that MCBN predicted, and the error of the 81 rows around it (root mean square).
 
 from mcbn.plotting import plot_sorted_errors
 from mcbn.predictive import summarise_regression
@@ -296,6 +302,7 @@ if "again" in again:
     plot_sorted_errors(error, lines, "target")
 
 # %%
+# In terms of CRPS, over all 25 runs:
 
 runs = boston["mcbn"]["runs"]
 names = {"constant twin": "crps_constant", "MCBN": "crps", "optimum": "crps_optimum"}
@@ -303,19 +310,20 @@ for name, key in names.items():
     print(f"CRPS, {name}: {torch.tensor(runs[key]).mean():.3f}")
 
 # %%
-# From the constant width to MCBN's it is a short way, and the optimum is far. Much of that distance
-# no method can cover: the optimum knows each error.
+# MCBN's width is a small step from the constant one, and the optimum is far away. Much of that
+# distance is out of reach for any method: the optimum knows each error.
 #
 # What was left out
 # -----------------
 #
-# The paper's grid has 15 decays, 10⁻¹ to 10⁻¹⁵, six values of M from 32 to 1024, as far as a fold
-# has more rows than that (on Energy at most 512: `the authors' set-up file
+# The paper's grid has 15 decays from 10⁻¹ to 10⁻¹⁵, six values of M from 32 to 1024 as long as a
+# fold has more rows than that, six dropout rates from 0.2 to 0.001, and up to 2000 epochs. (On
+# Energy, M is at most 512: `the authors' configuration file
 # <https://github.com/icml-mcbn/mcbn/blob/f62d71d4fd015f580d6d14cab0283236ca0f8bce/code/mcbn/setup.yml>`_
-# says that 1024 would always be selected there, which on so small a table makes MCBN the same as
-# its constant twin), six rates from 0.2 to 0.001, and up to 2000 epochs. The five small tables had
-# all of it, which took 61 minutes on two cores. With it, the three large ones would take days, by
-# our estimate. They had a part, in 50 minutes, by options like these::
+# says that 1024 would always be selected there. On so small a data set, that makes MCBN the same as
+# its constant twin.) The five small data sets had the whole grid, which took 61 minutes on two
+# cores. By our estimate, the three large ones would take days with it. They had part of it, in 50
+# minutes, with options like these::
 #
 #     python -m mcbn.experiments.uci power --max-epochs 400 \
 #         --decays 1e-2 1e-4 --batch-sizes 32 128 512 --rates 0.05 0.005 0.001
@@ -330,7 +338,7 @@ header = ("Data set", "λ", "M", "rate", "epochs")
 rich.print(Tables([Table("The grids", header, rows)]))
 
 # %%
-# Are two decays enough? For each M on Yacht, here is the lowest error of the cross-validation
+# Are two decays enough? For each M on Yacht, this is the lowest error of the cross-validation
 # against the decay, as the mean over the splits:
 
 grid = torch.tensor(yacht["mcbn"]["grid"]).mean(0)
@@ -342,10 +350,10 @@ ax.figure.set_label(
 )
 
 # %%
-# From 10⁻⁶ on the lines go up and down, but they no longer lead anywhere. So the large tables had
-# one decay that matters, 10⁻², and one that hardly does, 10⁻⁴. We can ask the small tables what
-# these two alone would have chosen, and how much higher the error on the folds would be. Some of
-# that is luck: the lowest of 15 noisy numbers lies below the lowest of two.
+# From 10⁻⁶ on, the lines go up and down without a trend. So the large data sets had one decay that
+# matters, 10⁻², and one that hardly does, 10⁻⁴. The small ones tell us what these two alone would
+# have chosen, and how much higher the error on the folds would be. Some of that is luck: the lowest
+# of 15 noisy numbers lies below the lowest of two.
 
 for name, entry in results.items():
     decays = entry["configuration"]["decays"]
@@ -361,14 +369,14 @@ for name, entry in results.items():
         assert loss.mean() < 0.1
 
 # %%
-# This is what was selected: M or the rate on each of the five splits, and the range of λ and of the
-# epochs.
+# Finally, this is what was selected: M or the rate on each of the five splits, and the ranges of λ
+# and of the epochs.
 
 rich.print(selection_table(results))
 
 # %%
-# On Power and Protein it is mostly the largest M, the smallest rate and the longest training that
-# were tried, so the whole grid would probably have found lower errors there.
+# On Power and Protein, the selection is mostly the largest M, the smallest rate and the longest
+# training that were tried, so the whole grid would probably have found lower errors there.
 #
 # What to read next
 # -----------------

@@ -2,19 +2,19 @@
 Calibration: can the probabilities be trusted?
 ==============================================
 
-A network that is 90 % sure should be right nine times out of ten. If it is, it is *calibrated*,
-and its confidence can be used as a probability. This page looks at the calibration of a network
-that has seen too few digits, puts it into numbers, repairs it with a single number, compares that
-with Monte Carlo Batch Normalization (MCBN), and shows what each of the numbers overlooks.
+A network that is 90 % sure should be right nine times out of ten. If so, it is *calibrated*, and
+its confidence can be used as a probability. On this page we look at the calibration of a network
+that has seen too few digits, measure it, repair it with a single number, compare that with Monte
+Carlo Batch Normalization (MCBN), and show what each measure overlooks.
 
-The data are digits of MNIST that come with the package: 300 to train on, 3,700 held out for
-validation, 1,000 to test on. The seed is 0. No GPU is needed.
+The data are MNIST digits that come with the package: 300 for training, 3,700 held out for
+validation, 1,000 for testing. The seed is 0. No GPU is needed.
 
 The network
 -----------
 
-A LeNet, trained for 400 steps without random crops. It sees each of the 300 digits more than 100
-times and learns them by heart. We need its logits for the validation and the test images.
+A LeNet is trained for 400 steps without random crops. It sees each of the 300 digits more than 100
+times and learns them by heart.
 """
 
 # sphinx_gallery_tags = ["classification", "calibration", "shifted data"]
@@ -36,6 +36,9 @@ routine = ClassificationRoutine(
 trainer = Trainer(max_steps=400, enable_model_summary=False)
 trainer.fit(routine, datamodule.train_dataloader())
 
+# %%
+# We need its logits for the validation and the test images.
+
 
 def predict(network):
     routine.model = network
@@ -52,8 +55,8 @@ print(tuple(val_logits.shape), tuple(test_logits.shape))
 # -----------------------
 #
 # A *reliability diagram* sorts the test images by confidence into bins of equal width, and shows
-# for each bin how many of its predictions are right. Dots below the diagonal are promises that were
-# not kept. The larger a dot, the more images it stands for.
+# the share of correct predictions in each bin. Dots below the diagonal are promises that were not
+# kept. The larger a dot, the more images it stands for.
 
 from mcbn.metrics import reliability_bins
 from mcbn.plotting import plot_reliability
@@ -74,7 +77,7 @@ ax.figure.set_label("Reliability diagram of the plain network: most dots are bel
 # ------------------------------
 #
 # The *expected calibration error* (ECE) is the mean distance of the dots from the diagonal, each
-# dot counted with its images.
+# dot weighted by its number of images.
 
 
 def ece(confidence, right, num_bins=15):
@@ -87,17 +90,17 @@ print(f"ECE {ece(confidence, right):.1%}")
 assert confidence.mean() > right.float().mean()
 
 # %%
-# The network is right less often than it says: it is overconfident. That is common; `Guo et al.,
-# 2017 <https://arxiv.org/abs/1706.04599>`_ name depth, width, weight decay, and also batch
-# normalization itself as what it depends on.
+# The network is right less often than it claims: it is overconfident. That is common; `Guo et al.,
+# 2017 <https://arxiv.org/abs/1706.04599>`_ find that calibration depends on depth, width, weight
+# decay, and also on batch normalization itself.
 #
-# How small can the ECE be?
-# -------------------------
+# The ECE of a calibrated network
+# -------------------------------
 #
-# It is not zero. With 1,000 images the share of right answers in a bin is off by chance, and ECE
-# adds up distances, which never cancel. So we ask what a perfectly calibrated network would get:
-# one that is right with exactly the probability it states. A coin thrown for each image plays its
-# part, 200 times.
+# Even a perfectly calibrated network does not get an ECE of zero. With 1,000 images, the share of
+# correct answers in a bin varies by chance, and the ECE adds up distances, which never cancel. What
+# would such a network get, one that is right with exactly the probability it states? To find out,
+# we toss a coin with that probability for each image, 200 times.
 
 perfect = torch.stack([ece(confidence, torch.rand(1000) < confidence) for _ in range(200)])
 print(f"ECE of the network:       {ece(confidence, right):.1%}")
@@ -106,15 +109,16 @@ assert perfect.mean() > 0.005
 assert perfect.quantile(0.95) / ece(confidence, right) < 1
 
 # %%
-# An ECE without this comparison says little. Ours is too large to be chance.
+# An ECE says little without this comparison. Ours is too large to be chance.
 #
 # Temperature scaling
 # -------------------
 #
-# *Temperature scaling*, from the same paper, divides all logits by one number :math:`T`, chosen so
-# that the labels of the validation images become as likely as possible: :math:`\min_T -\sum_i \log
-# \operatorname{softmax}(z_i / T)_{y_i}`. With :math:`T > 1` the network becomes less sure of
-# everything. The order of the classes stays, and so does the accuracy.
+# *Temperature scaling*, from the same paper, divides all logits by one number :math:`T`, chosen to
+# make the labels of the validation images as likely as possible:
+# :math:`\min_T -\sum_i \log \operatorname{softmax}(z_i / T)_{y_i}`. With :math:`T > 1`, the network
+# becomes less sure of everything. The order of the classes does not change, and so neither does the
+# accuracy.
 
 from mcbn.predictive import fit_temperature
 
@@ -126,10 +130,11 @@ assert temperature > 1.2
 # MCBN and calibration
 # --------------------
 #
-# MCBN averages the predictions of 16 estimators. Where they differ, the mean is less sure. How many
-# digits :math:`M` give each its batch statistics? As many as in a batch of the training, 128, says
-# the rule, and then MCBN needs no validation images. But we have some, so they may choose
-# :math:`M`: the one with the lowest negative log-likelihood (NLL).
+# MCBN averages the predictions of 16 estimators, each with the batch statistics of :math:`M`
+# training digits. Where the estimators differ, their mean is less sure. How large should :math:`M`
+# be? The rule is to take the batch size of the training, here 128, and then MCBN needs no
+# validation images. But we have some, so we can also let them choose the :math:`M` with the lowest
+# negative log-likelihood (NLL).
 
 from mcbn import MCBatchNorm
 from mcbn.metrics import negative_log_likelihood
@@ -145,24 +150,24 @@ chosen = min(val_nll, key=val_nll.get)
 print(f"chosen: M = {chosen}")
 
 # %%
-# Temperature scaling can be put on top: all estimators share one :math:`T`.
+# Temperature scaling can be applied on top: all estimators share one :math:`T`.
 
 mc_val_logits, mc_logits = tried[chosen]
 mc_temperature = fit_temperature(mc_val_logits, val_labels)
 print(f"T = {mc_temperature:.2f}")
 
 # %%
-# Beside ECE, the table has two of its relatives and two scores. *aECE* uses bins that hold equally
-# many images each; *MCE* is the largest distance of a dot. NLL and *Brier* compare the whole
-# distribution with the label: they fall when the calibration gets better, and also when the network
-# tells the digits apart better.
+# Besides the ECE, we measure two related errors and two scores. *aECE* uses bins that all hold the
+# same number of images; *MCE* is the largest distance of a dot from the diagonal. NLL and the
+# *Brier* score compare the whole distribution with the label: they fall when the calibration
+# improves, and also when the network tells the digits apart better.
 
 import rich
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from mcbn.metrics import NLL, AdaptiveCalibrationError, BrierScore, CalibrationError
-from mcbn.trainer import ResultTables
+from mcbn.results import ResultTables
 
 
 def measure(probs):
@@ -179,6 +184,10 @@ def measure(probs):
     return {name: value.item() for name, value in metrics(probs, test_labels).items()}
 
 
+# %%
+# The table compares the plain network and MCBN with both choices of :math:`M`. Temperature scaling
+# is applied to the plain network and, in the column *and scaled*, on top of *M chosen*.
+
 networks = {
     "plain": test_logits,
     "plain, scaled": test_logits / temperature,
@@ -193,6 +202,13 @@ nll = {name: result["cls/NLL"] for name, result in results.items()}
 for name in ("MCBN, M = 128", "M chosen", "plain, scaled"):
     print(f"{name:13} changes the NLL by {nll[name] / nll['plain'] - 1:+.1%}")
 
+# %%
+# With mini-batches as in training, which is the rule, MCBN leaves the NLL unchanged to within 2 %.
+# The validation images may choose smaller ones, which lower the NLL by some percent, or at worst
+# raise it by 2. But the same images, used to fit a temperature, lower it a good deal more, and what
+# MCBN changes on top of that is less than 0.05. To get calibrated probabilities, fit a temperature;
+# MCBN is no substitute for it.
+
 assert abs(nll["MCBN, M = 128"] / nll["plain"] - 1) < 0.02
 assert nll["M chosen"] / nll["plain"] < 1.02
 assert nll["plain, scaled"] / nll["M chosen"] < 1
@@ -200,11 +216,7 @@ assert abs(nll["and scaled"] - nll["plain, scaled"]) < 0.05
 assert results["plain, scaled"]["cal/ECE"] / results["plain"]["cal/ECE"] < 1
 
 # %%
-# As the rule has it, with mini-batches as in the training, MCBN leaves the NLL as it was, within 2
-# %. The validation images may choose smaller ones, and these take off some percent, or at worst add
-# 2. But the same images, used for a temperature, take off a good deal more, and what MCBN changes
-# on top of that is less than 0.05. To be calibrated, fit a temperature; MCBN is no substitute for
-# it.
+# These are the reliability diagrams of three of them:
 
 import matplotlib.pyplot as plt
 
@@ -219,11 +231,12 @@ figure.set_label(
 )
 
 # %%
-# How many validation images does it take?
-# ----------------------------------------
+# The number of validation images
+# -------------------------------
 #
-# We had 3,700, more than twelve times as many as the training. Here is the worst NLL on the test
-# images over ten temperatures, each of them fitted on a few validation images only.
+# We had 3,700 validation images, more than twelve times as many as for training. To see how many it
+# takes, we fit ten temperatures on a few validation images each, and look at the worst NLL they
+# give on the test images.
 
 worst, spread = {}, {}
 for size in (20, 100, 300):
@@ -237,15 +250,15 @@ assert worst[300] / nll["plain"] < 1
 assert spread[300] / spread[20] < 1
 
 # %%
-# With 300 images even the worst of the ten is an improvement. With 20 the temperatures are further
-# apart, and it is luck: if all 20 are read correctly, the likelihood is highest for a network that
-# is sure of everything.
+# With 300 images, even the worst of the ten is an improvement. With 20, the temperatures are
+# further apart, and the result is a matter of luck: if all 20 are read correctly, the likelihood is
+# highest for a network that is sure of everything.
 #
-# What the numbers overlook
-# -------------------------
+# What the measures overlook
+# --------------------------
 #
-# *ECE knows nothing about skill.* A network that has learned nothing and gives each digit 10 % is
-# right one time out of ten. Its calibration is perfect. NLL and Brier score see through it.
+# *ECE ignores skill.* A network that has learned nothing and gives each digit 10 % is right one
+# time in ten. Its calibration is perfect. NLL and Brier score are not fooled.
 
 ignorant = measure(torch.full((1000, 10), 0.1))
 print(
@@ -255,10 +268,10 @@ assert ignorant["cal/ECE"] < 1e-3
 assert nll["plain"] / ignorant["cls/NLL"] < 0.5
 
 # %%
-# *ECE depends on its bins.* With one bin, all that is too high in one place makes up for what is
-# too low in another. If each of 15 bins is cut in ten, there are so few images in each that chance
-# takes over; the same goes for MCE, where a single image can be a bin. Cutting a bin never makes
-# the ECE smaller.
+# *ECE depends on its bins.* With one bin, too much confidence in one place makes up for too little
+# in another. If each of 15 bins is cut into ten, each holds so few images that chance takes over;
+# the same goes for MCE, where a single image may fill a bin. Cutting a bin never makes the ECE
+# smaller.
 
 confidence, right = judge(test_logits / temperature)
 for num_bins in (1, 15, 150):
@@ -266,9 +279,9 @@ for num_bins in (1, 15, 150):
 assert ece(confidence, right, 1) < ece(confidence, right, 15) < ece(confidence, right, 150)
 
 # %%
-# *ECE is an average over all images.* After scaling, the confidence is right on average. For a
-# single digit it need not be. Here is the mean confidence minus the share of right answers, for all
-# images that were read as this digit, with its standard error.
+# *ECE averages over all images.* After scaling, the confidence is right on average, but for a
+# single digit it may not be. For all images that are read as a given digit, this is the mean
+# confidence minus the share of correct answers, with its standard error:
 
 readings = mean_probs(test_logits).argmax(-1)
 gaps = []
@@ -281,12 +294,12 @@ for digit in range(10):
 print(f"{100 * (max(gaps) - min(gaps)):.0f} points from the lowest to the highest")
 
 # %%
-# So many points lie, in this run, between the digit that gets the most confidence for its errors
-# and the one that gets the least; some of it is chance, as the errors tell. One temperature for all
-# digits cannot take that away.
+# The last line is the distance, in this run, between the digit with the most confidence for its
+# errors and the one with the least; part of it is chance, as the standard errors show. One
+# temperature for all digits cannot remove it.
 #
-# *None of them knows what comes next.* The temperature was fitted on digits that stand upright. Now
-# they are turned by 45 degrees.
+# *No measure knows what comes next.* The temperature was fitted on upright digits. Now we rotate
+# them by 45 degrees.
 
 from torchvision.transforms.v2.functional import rotate
 
@@ -303,21 +316,21 @@ for name, logits in {"plain": turned_logits, "plain, scaled": turned_logits / te
 # %%
 # Scaling still helps, but the network is overconfident again. A calibration holds for images like
 # those it was measured on. `Ovadia et al., 2019 <https://arxiv.org/abs/1906.02530>`_ found the same
-# on a large benchmark: under a shift, a calibration that was fitted before falls short, and methods
-# that average over several models do better.
+# on a large benchmark: under a shift, a calibration fitted beforehand falls short, and methods that
+# average over several models do better.
 #
-# Which number to look at
-# -----------------------
+# Which measure to use
+# --------------------
 #
-# Look at a reliability diagram first, to see what is wrong and where. Then NLL or Brier score, to
-# compare methods; ECE beside what chance alone would give; and the digits one by one if they matter
-# one by one. If validation images are there, fit a temperature.
+# Start with a reliability diagram, to see what is wrong and where. Compare methods by NLL or Brier
+# score. Compare the ECE with what chance alone would give. Look at the digits one by one if they
+# matter one by one. If you have validation images, fit a temperature.
 #
 # What to read next
 # -----------------
 #
 # Calibration is about the confidence on average. Whether the *order* of the confidences is right is
 # another question:
-# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_selective_classification.py`.
-# What happens to all this under a shift:
+# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_selective_classification.py`. What
+# happens to both under a shift:
 # :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_rotation_and_noise.py`.

@@ -2,14 +2,14 @@
 Out-of-distribution detection: digits that are no digits
 ========================================================
 
-Show a shirt to a network that reads digits, and it reads a digit. It cannot do otherwise: its
+Show a shirt to a network that reads digits, and it reads a digit. It has no choice: its
 probabilities sum to one over the ten digits. But it may be unsure, and an application could refuse
-such *out-of-distribution* (OOD) images if it could tell them by a number. This page compares four
-such numbers, with and without Monte Carlo Batch Normalization (MCBN), and then looks at how far the
+such *out-of-distribution* (OOD) images if some number gave them away. This page compares four such
+numbers, with and without Monte Carlo Batch Normalization (MCBN), and then examines how far the
 ranking can be trusted.
 
-The data come with the package: 4,000 digits of MNIST to train on, 1,000 to test on, and 1,000
-pieces of clothing from the test images of FashionMNIST. The seed is 0. No GPU is needed.
+The data come with the package: 4,000 MNIST digits for training, 1,000 for testing, and 1,000 pieces
+of clothing from the test images of FashionMNIST. The seed is 0. No GPU is needed.
 
 Digits and clothing
 -------------------
@@ -32,7 +32,7 @@ axes[0].figure.set_label("Four handwritten digits, then four pieces of clothing.
 # The network
 # -----------
 #
-# A LeNet, trained for 400 steps. We shall need more than one, so the training is a function.
+# A LeNet is trained for 400 steps. Later we need more than one, so the training is a function.
 
 from torch import nn
 
@@ -57,8 +57,8 @@ def predict(network, loader):
 
 
 # %%
-# MCBN makes 16 estimators of it, each with the batch statistics of 128 training digits, as many as
-# in a batch of the training. The digits and the clothes go through all of them.
+# MCBN makes 16 estimators from it, each with the batch statistics of 128 training digits, as many
+# as in a training batch. Digits and clothes go through all of them.
 
 from mcbn import MCBatchNorm
 
@@ -73,15 +73,16 @@ print(tuple(logits.shape), tuple(ood_logits.shape))
 # Four scores
 # -----------
 #
-# Each score is high where an image is suspicious.
+# Each score is high if an image is suspicious.
 #
 # - *max-softmax*: one minus the probability of the most probable digit (`Hendrycks and Gimpel, 2017
 #   <https://arxiv.org/abs/1610.02136>`_).
-# - *entropy* of the probabilities. It takes all ten of them into account.
-# - *mutual information*: the part of the entropy that comes from the estimators' differing.
+# - *entropy* of the probabilities, which takes all ten of them into account.
+# - *mutual information*: the part of the entropy that comes from differences between the
+#   estimators.
 # - *energy*: :math:`-\log\sum_k e^{z_k}` of the logits :math:`z` (`Liu et al., 2020
 #   <https://arxiv.org/abs/2010.03759>`_). The softmax forgets how large the logits are; the energy
-#   does not. With several estimators we take its mean.
+#   does not. With several estimators, we take the mean of their energies.
 
 from mcbn.predictive import summarise_classification
 
@@ -98,6 +99,7 @@ def scores(logits):
 inside, outside = scores(logits), scores(ood_logits)
 
 # %%
+# Two of the scores, for digits and for clothes:
 
 import matplotlib.pyplot as plt
 
@@ -115,9 +117,9 @@ figure.set_label(
 # ROC curve and AUROC
 # -------------------
 #
-# A threshold on a score flags some clothes, rightly, and some digits, wrongly. The *ROC* curve
-# shows both shares for all thresholds. Its area, *AUROC*, is the probability that a piece of
-# clothing has a higher score than a digit; one half is chance.
+# A threshold on a score flags some clothes, correctly, and some digits, wrongly. The *ROC* curve
+# shows both shares for all thresholds. The area under it, *AUROC*, is the probability that a piece
+# of clothing has a higher score than a digit; one half is chance.
 
 from torchmetrics.functional.classification import binary_roc
 
@@ -139,16 +141,15 @@ ax = plot_roc(curves)
 ax.figure.set_label("ROC curves: the one of the energy is highest, mutual information's is lowest.")
 
 # %%
-# Two more numbers look at one part of it. *AUPR*, the average precision, asks how many of the
-# flagged images are clothes. *FPR95* is the share of digits that are flagged when the threshold is
-# as low as it takes to flag 95 % of the clothes. Mind the directions: the first two should be high,
-# the last one low.
+# Two more numbers look at one part of the curve. *AUPR*, the average precision, asks how many of
+# the flagged images are clothes. *FPR95* is the share of digits flagged at the threshold that flags
+# 95 % of the clothes. Note the directions: AUROC and AUPR should be high, FPR95 low.
 
 import rich
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from mcbn.metrics import FPR95
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 
 def detect(inside, outside):
@@ -163,6 +164,10 @@ def detect(inside, outside):
     return rows
 
 
+# %%
+# First MCBN's scores:
+
+
 def show(caption, header, rows):
     cells = [(name, *(f"{100 * value:.1f} %" for value in row)) for name, row in rows.items()]
     rich.print(Tables([Table(caption, header, cells)]))
@@ -173,11 +178,11 @@ mcbn = detect(inside, outside)
 show("MCBN", header, mcbn)
 
 # %%
-# Does MCBN find them?
-# --------------------
+# MCBN against the plain network
+# ------------------------------
 #
-# The plain network has three of the four scores as well. It has no mutual information, as it is a
-# single one.
+# The plain network has three of the four scores, too. It has no mutual information, because it is
+# only one.
 
 from mcbn.predictive import disagreement, probabilities
 
@@ -185,8 +190,18 @@ loaders = datamodule.test_dataloader(), datamodule.ood_dataloader()
 plain = detect(*(scores(predict(model, loader)) for loader in loaders))
 show("Plain network", header, plain)
 
+# %%
+# Mutual information is high only where estimators differ. How often do two of them read the same
+# digit in a piece of clothing?
+
 agreement = 1 - disagreement(probabilities(ood_logits)).mean()
 print(f"Two estimators read the same digit in {agreement:.0%} of the clothes.")
+
+# %%
+# MCBN does not help here. The plain network finds the clothes just as well, and its energy, which
+# needs no estimators, is the best of its scores. Mutual information is below the entropy: it sees
+# only where the estimators differ, and two of them read the same digit in most of the clothes.
+# Doubt that they share escapes it.
 
 assert abs(mcbn["entropy"][0] - plain["entropy"][0]) < 0.02
 assert plain["energy"][0] > plain["entropy"][0] > plain["max-softmax"][0]
@@ -194,15 +209,12 @@ assert mcbn["mutual information"][0] < mcbn["entropy"][0] - 0.01
 assert agreement > 0.6
 
 # %%
-# No. The plain network finds the clothes just as well, and the energy, which needs no estimators,
-# is best. Mutual information comes last. It sees only where the estimators differ, and two of them
-# read the same digit in most of the clothes; the doubt that they share escapes it.
+# Other networks and other images
+# -------------------------------
 #
-# Is the energy the best score, then?
-# -----------------------------------
-#
-# It is on these clothes, with this network. We change two things. The network: one more is trained
-# in the same way, and three with random crops. They read the digits just as well.
+# The energy is the best score on these clothes, with this network. Does that hold elsewhere? We
+# change two things. First the network: we train one more in the same way, and three with random
+# crops. They read the digits just as well.
 
 cropped = MNISTDataModule(source="sample", random_crop=True)
 networks = {
@@ -218,8 +230,8 @@ for name, trained in networks.items():
         assert accuracy > 0.93
 
 # %%
-# And the images: beside the clothes we take the digits with black and white exchanged, the digits
-# in a mirror, and noise.
+# Then the images: besides the clothes, we take digits with black and white swapped, mirrored
+# digits, and noise.
 
 pixels = digits.images / 255
 kinds = {
@@ -231,6 +243,7 @@ kinds = {
 plot_images(torch.cat([images[:2] for images in kinds.values()]), [k for k in kinds for _ in "12"])
 
 # %%
+# We compute the AUROC of entropy and energy for each network and each kind of image.
 
 
 @torch.no_grad()
@@ -249,7 +262,7 @@ for name, trained in networks.items():
         found[name, kind] = torch.tensor([aurocs(network, images) for network in trained])
 
 # %%
-# The mean of the networks, and in brackets the lowest and the highest.
+# The tables show the mean over the networks, with the lowest and the highest in brackets.
 
 for name in networks:
     cells = [
@@ -257,6 +270,9 @@ for name in networks:
         for kind in kinds
     ]
     rich.print(Tables([Table(f"AUROC, {name}", ("Images", "entropy", "energy"), cells)]))
+
+# %%
+# We look at the energy more closely: what do the random crops cost it?
 
 lost = {}
 for kind in ("inverted", "noise"):
@@ -270,18 +286,19 @@ for name in networks:
     assert found[name, "mirrored"].max() < 0.95
 
 # %%
-# Without crops, the energy finds both the inverted digits and the noise. With them it finds less of
-# the two, taken together, and how much less differs from training to training. Where a number is
-# below one half, the energy is *lower* for such images than for most digits: worse than a coin. And
-# digits in a mirror, which are nearest to digits, are often missed by both scores of all networks.
+# Without crops, the energy finds both the inverted digits and the noise. With crops, it finds less
+# of the two taken together, and how much less differs from training to training. An AUROC below one
+# half means that the energy is *lower* for such images than for most digits: worse than a coin
+# toss. And mirrored digits, which are closest to digits, are often missed by both scores of all
+# networks.
 #
 # Conclusion
 # ----------
 #
 # A score that wins on one set of images may fail on another, and networks that are equally good at
-# digits may be very different at noticing what is none. So an AUROC on FashionMNIST says what a
-# network does with FashionMNIST. Try a detector on images like those that it will meet, with more
-# than one training; where errors are expensive, do not rely on it alone.
+# digits may differ widely in noticing what is no digit. So an AUROC on FashionMNIST says what a
+# network does with FashionMNIST. Try a detector on images like those it will meet, with more than
+# one training; where errors are expensive, do not rely on it alone.
 #
 # MCBN is no detector of foreign images: here it changed the AUROC of the entropy by less than two
 # points, and its mutual information was the weakest score.
@@ -290,6 +307,6 @@ for name in networks:
 # -----------------
 #
 # Between a digit and no digit there are many steps:
-# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_rotation_and_noise.py` goes along
-# them. To refuse digits that may be read wrongly is a task of its own:
+# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_rotation_and_noise.py` goes through
+# them. Refusing digits that may be misread is a task of its own:
 # :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_selective_classification.py`.

@@ -3,18 +3,12 @@ Shifted data: rotated and noisy digits
 ======================================
 
 Test images are rarely quite like the training images: a page lies askew in the scanner, a lamp is
-weak. The network then makes more errors, and should *know* that it does. On this page we rotate
-digits, a little at a time, then cover them with noise, and watch the uncertainty of a network, with
+weak. The network then makes more errors, and it should *know* that it does. On this page we rotate
+digits a little at a time, then cover them with noise, and watch the uncertainty of a network, with
 and without Monte Carlo Batch Normalization (MCBN).
 
-The data are digits of MNIST that come with the package: 4,000 to train on, 1,000 to test on. The
+The data are MNIST digits that come with the package: 4,000 for training, 1,000 for testing. The
 seed is 0. No GPU is needed.
-
-The network
------------
-
-A LeNet, trained for 400 steps on digits that stand upright, and 8 estimators made of it, each with
-the batch statistics of 128 training digits, as many as in a batch of the training.
 """
 
 # sphinx_gallery_tags = ["classification", "shifted data"]
@@ -32,6 +26,14 @@ from mcbn import (
 )
 
 torch.manual_seed(0)
+
+# %%
+# The network
+# -----------
+#
+# A LeNet is trained for 400 steps on upright digits. MCBN makes 8 estimators from it, each with the
+# batch statistics of 128 training digits, as many as in a training batch.
+
 datamodule = MNISTDataModule(source="sample", random_crop=False)
 model = lenet(datamodule.num_channels, datamodule.num_classes)
 routine = ClassificationRoutine(
@@ -49,7 +51,7 @@ mc = MCBatchNorm(model, num_estimators=8, mc_batch_size=128).fit(datamodule.trai
 # Rotated digits
 # --------------
 #
-# The test digits are turned to the left by some degrees. This is one of them:
+# We rotate the test digits counterclockwise. This is one of them:
 
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import rotate
@@ -68,8 +70,8 @@ plot_images(torch.stack([turned[angle][six] for angle in angles]), [f"{a}°" for
 # ------------------------
 #
 # All 1,000 test digits go through the plain network and through MCBN, at each angle. We keep the
-# probabilities and two uncertainties: the entropy, and the part of it that comes from the
-# estimators' differing, the mutual information.
+# probabilities and two uncertainties: the entropy, and the mutual information, which is the part of
+# the entropy that comes from differences between the estimators.
 
 from mcbn.predictive import summarise_classification
 
@@ -91,6 +93,8 @@ plain = {angle: summarise(model, images) for angle, images in turned.items()}
 mcbn = {angle: summarise(mc, images) for angle, images in turned.items()}
 
 # %%
+# On the left we draw the share of correct readings and the mean confidence, on the right the two
+# uncertainties.
 
 import matplotlib.pyplot as plt
 
@@ -118,7 +122,18 @@ def plot_sweep(plain, mcbn, severity):
     )
 
 
+# %%
+# Against the angle of rotation:
+
 plot_sweep(plain, mcbn, "angle in degrees")
+
+# %%
+# Plain network and MCBN both become unsure when the digits are rotated, so the uncertainty does
+# react. But it reacts too little: at 80 degrees, at least two readings in three are wrong, and the
+# mean confidence is still above 65 %. MCBN is no different: at every angle, its mean confidence is
+# within two points of the plain network's.
+#
+# Past the middle, the network even becomes *surer* again: an upside-down digit looks like a digit.
 
 assert right(plain[20]) > 0.8
 assert plain[0].entropy.mean() / plain[20].entropy.mean() < 0.5
@@ -129,18 +144,11 @@ assert all(abs(m - p) < 0.02 for m, p in pairs)
 assert mean("entropy", plain)[-1] < 0.9 * max(mean("entropy", plain))
 
 # %%
-# Both become unsure when the digits turn, so the uncertainty does notice. But it notices too
-# little: at 80 degrees at least two readings in three are wrong, and the mean confidence is still
-# above 65 %. MCBN is no different: its confidence is that of the plain network, within two points
-# at every angle.
-#
-# And past the middle the network becomes *surer* again. A digit on its head looks like a digit.
-#
 # What the estimators read
 # ------------------------
 #
-# Here is the digit from above, at four angles, with a row for each of the eight estimators. The
-# darker a cell, the more probable the digit; the frame marks the right one.
+# Here is the digit from above at four angles, with one row for each of the eight estimators. The
+# darker a cell, the more probable the digit; the frame marks the correct one.
 
 from mcbn.plotting import plot_estimators
 from mcbn.predictive import probabilities
@@ -151,10 +159,10 @@ with torch.no_grad():
 plot_estimators(shown, probabilities(logits), [6] * 4)
 
 # %%
-# Is a six on its head a nine?
-# ----------------------------
+# Errors digit by digit
+# ---------------------
 #
-# Digit by digit the picture changes. On the left the share of errors, on the right the mean
+# The picture changes from digit to digit. On the left is the share of errors, on the right the mean
 # entropy of MCBN.
 
 from mcbn.plotting import plot_heatmap
@@ -173,10 +181,9 @@ figure.set_label(
 )
 
 # %%
-# The digits that look much the same on their head, 0, 1, 8 and some 5, are read better again when
-# they get there. Many a 6 is read as a 9, and a 9 as a 6, with confidence. Should that be called an
-# error of the network? The image *is* a nine. No uncertainty can tell, as nothing in the image
-# does.
+# Digits that look much the same upside down, 0, 1, 8 and some 5, are read better again when they
+# get there. Many a 6 is read as a 9, and many a 9 as a 6, with confidence. Is that an error of the
+# network? The image *is* a nine. No uncertainty can tell, because nothing in the image does.
 
 upside_down = mcbn[180]
 for digit, other in ((6, 9), (9, 6)):
@@ -188,17 +195,18 @@ for digit, other in ((6, 9), (9, 6)):
     assert confidence > 0.7
 
 # %%
-# Does it know which readings are wrong?
-# --------------------------------------
+# Rank the readings by entropy
+# ----------------------------
 #
-# Upright, the entropy sorts right readings from wrong ones: AUROC is the probability that an image
-# read wrongly has more entropy than one read rightly; one half is chance.
+# Upright, the entropy separates correct readings from wrong ones. *AUROC* is the probability that a
+# misread image has more entropy than a correctly read one; one half is chance. *NLL* is the
+# negative log-likelihood of the labels.
 
 import rich
 from torchmetrics.functional.classification import binary_auroc
 
 from mcbn.metrics import negative_log_likelihood
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 
 def finds_errors(summary):
@@ -209,6 +217,9 @@ def finds_errors(summary):
 def nll(summary):
     return negative_log_likelihood(summary.probs, labels).mean().item()
 
+
+# %%
+# We compute both for the plain network and for MCBN, at the angles up to 80 degrees.
 
 rows = [
     (
@@ -223,6 +234,11 @@ rich.print(
     Tables([Table("Which readings are wrong, and how likely are the labels?", header, rows)])
 )
 
+# %%
+# The entropy is a good guide at small angles. At 80 degrees, where most readings are wrong, its
+# AUROC is at least 20 points lower. MCBN finds the errors no better than the plain network, and the
+# NLLs agree within 15 %.
+
 assert finds_errors(mcbn[0]) > 0.9
 assert finds_errors(mcbn[0]) - finds_errors(mcbn[80]) > 0.2
 for angle in (0, 20, 40, 60, 80):
@@ -230,14 +246,10 @@ for angle in (0, 20, 40, 60, 80):
     assert abs(nll(mcbn[angle]) / nll(plain[angle]) - 1) < 0.15
 
 # %%
-# The entropy is a good guide for small angles, and at 80 degrees, where most readings are wrong,
-# its AUROC is at least 20 points lower. MCBN finds the errors no better than the plain network, and
-# the negative log-likelihoods are alike, within 15 %.
-#
 # The size of the mini-batches
 # ----------------------------
 #
-# Smaller mini-batches spread the estimators wider. Here are 8 estimators from mini-batches of 8
+# Smaller mini-batches make the estimators differ more. Here are 8 estimators from mini-batches of 8
 # digits, at 80 degrees.
 
 small = MCBatchNorm(model, num_estimators=8, mc_batch_size=8).fit(datamodule.train_dataloader())
@@ -251,16 +263,16 @@ assert abs(finds_errors(wide) - finds_errors(plain[80])) < 0.1
 
 # %%
 # They make no real difference, either: the confidence is still at least 30 points above the share
-# of right answers, and the errors are found as before, within 10 points. A network that is wrong in
-# the same way with all batch statistics cannot be helped by them. `Ovadia et al., 2019
-# <https://arxiv.org/abs/1906.02530>`_ compared many methods under a shift. Among them, some that
-# average over several models gave surprisingly strong results;
-# :ref:`sphx_glr_auto_tutorials_Bayesian_Methods_tutorial_comparison.py` has such an ensemble.
+# of correct answers, and the AUROC for errors is within 10 points of the plain network's. If a
+# network is wrong in the same way with all batch statistics, they cannot help it. `Ovadia et al.,
+# 2019 <https://arxiv.org/abs/1906.02530>`_ compared many methods under a shift. Some that average
+# over several models gave surprisingly strong results;
+# :ref:`sphx_glr_auto_tutorials_Bayesian_Methods_tutorial_comparison.py` includes such an ensemble.
 #
 # Noise
 # -----
 #
-# Gaussian noise is added to the pixels, which are then clipped to black and white.
+# Now we add Gaussian noise to the pixels and clip them to the range from black to white.
 
 severities = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 noise = torch.randn_like(pixels)
@@ -268,6 +280,7 @@ noisy = {s: (pixels + s * noise).clamp(0, 1) for s in severities}
 plot_images(torch.stack([noisy[s][six] for s in severities]), severities)
 
 # %%
+# Against the standard deviation of the noise:
 
 noisy_plain = {severity: summarise(model, images) for severity, images in noisy.items()}
 noisy_mcbn = {severity: summarise(mc, images) for severity, images in noisy.items()}
@@ -279,15 +292,15 @@ assert mean("entropy", noisy_mcbn)[0] / mean("entropy", noisy_mcbn)[2] < 0.5
 assert all(abs(right(noisy_mcbn[s]) - right(noisy_plain[s])) < 0.05 for s in severities)
 
 # %%
-# The picture is the same: the uncertainty rises early on, then stays where it is while the readings
-# get worse. At 1.0 four digits in ten or more are read wrongly, and the network is about as sure as
-# at 0.6. MCBN reads noisy digits as the plain network does, within five points.
+# The picture is the same: the uncertainty rises early, then stays where it is while the readings
+# get worse. At 1.0, four or more digits in ten are misread, and the network is about as sure as at
+# 0.6. MCBN reads noisy digits as well as the plain network, within five points.
 #
 # Conclusion
 # ----------
 #
-# A rising uncertainty is a sign that something has changed, and it comes early, when most readings
-# are still right. Its level is no measure of how bad things are: far away from the training it
+# A rising uncertainty is a sign that something has changed, and it comes early, while most readings
+# are still correct. Its level does not measure how bad things are: far from the training data, it
 # stays put or falls. MCBN changes none of this.
 #
 # What to read next

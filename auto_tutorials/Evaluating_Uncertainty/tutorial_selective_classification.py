@@ -2,20 +2,13 @@
 Selective classification: knowing when not to answer
 ====================================================
 
-A network that may pass a difficult image on to a person makes fewer errors on the rest. This is
+A network that may pass difficult images on to a person makes fewer errors on the rest. This is
 *selective classification*: answer the images one is surest of, decline the others. This page shows
 how to measure what that is worth, whether Monte Carlo Batch Normalization (MCBN) makes it better,
-and how to set a threshold that keeps a promise on images never seen before.
+and how to set a threshold that keeps a promise on new images.
 
-The data are digits of MNIST that come with the package: 300 to train on, 3,700 held out for
-validation, 1,000 to test on. The seed is 0. No GPU is needed.
-
-The network
------------
-
-A LeNet, trained for 400 steps on 300 digits, so that there are errors to avoid; and 16 estimators
-made of it, each with the batch statistics of 128 training digits, as many as in a batch of the
-training.
+The data are MNIST digits that come with the package: 300 for training, 3,700 held out for
+validation, 1,000 for testing. The seed is 0. No GPU is needed.
 """
 
 # sphinx_gallery_tags = ["classification", "selective classification"]
@@ -33,6 +26,15 @@ from mcbn import (
 )
 
 torch.manual_seed(0)
+
+# %%
+# The network
+# -----------
+#
+# A LeNet is trained for 400 steps on 300 digits, so few that there are errors to avoid. MCBN makes
+# 16 estimators from it, each with the batch statistics of 128 training digits, as many as in a
+# training batch.
+
 datamodule = MNISTDataModule(source="sample", val_split=0.925, random_crop=False)
 model = lenet(datamodule.num_channels, datamodule.num_classes)
 routine = ClassificationRoutine(
@@ -49,10 +51,10 @@ mc = MCBatchNorm(model, num_estimators=16, mc_batch_size=128).fit(datamodule.tra
 # Ranking the images
 # ------------------
 #
-# Answer the images with the highest *confidence*. That may be the highest probability, or any
-# number that is high where a prediction can be trusted. We try three: the highest probability of
-# the plain network, that of MCBN's mean, and the mutual information with a minus sign, which is
-# high where the estimators agree.
+# We answer the images with the highest *confidence*. That can be any number that is high where a
+# prediction can be trusted. We try three: the highest probability of the plain network, the highest
+# of MCBN's mean probabilities, and the negative mutual information, which is high where the
+# estimators agree.
 
 from mcbn.predictive import summarise_classification
 
@@ -72,8 +74,8 @@ print(
 )
 
 # %%
-# Here are the six test images of which MCBN is least sure, under the digit that it reads and the
-# probability that it gives to it.
+# These are the six test images of which MCBN is least sure. Above each is the digit that it reads,
+# with its probability.
 
 from mcbn.plotting import plot_images
 
@@ -101,6 +103,9 @@ rankings = {
 }
 curves = {name: risk_coverage_curve(*ranking) for name, ranking in rankings.items()}
 
+# %%
+# All five curves in one figure:
+
 ax = None
 for name, (coverage, risk) in curves.items():
     ax = plot_risk_coverage(coverage, risk, ax, label=name)
@@ -111,7 +116,7 @@ ax.figure.set_label(
 )
 
 # %%
-# How many images have to be declined to avoid nine errors in ten?
+# How many images must be declined to avoid nine errors in ten?
 
 for name, (coverage, risk) in curves.items():
     errors = coverage * risk
@@ -121,16 +126,16 @@ for name, (coverage, risk) in curves.items():
 # A single number: AURC
 # ---------------------
 #
-# *AURC* is the mean risk over all coverages, the area under the curve. A wrong answer with the
-# highest confidence counts in it at every coverage, with a weight that grows as fewer are answered:
-# among the first ten answers, one error is a risk of 10 %. *AUGRC* (`Traub et al., 2024
-# <https://arxiv.org/abs/2407.01032>`_) averages coverage times risk instead, the share of *all*
+# *AURC*, the area under the curve, is the mean risk over all coverages. A wrong answer with the
+# highest confidence counts at every coverage, with a weight that grows as fewer images are
+# answered: among the first ten answers, one error is a risk of 10 %. *AUGRC* (`Traub et al., 2024
+# <https://arxiv.org/abs/2407.01032>`_) instead averages coverage times risk, the share of *all*
 # images that are answered wrongly, so that each error weighs only as much as it should. Lower is
 # better for both.
 
 import rich
 
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 
 def areas(confidence, right):
@@ -142,17 +147,20 @@ measured = {name: areas(*ranking) for name, ranking in rankings.items()}
 rows = [(name, f"{100 * a:.2f} %", f"{100 * b:.2f} %") for name, (a, b) in measured.items()]
 rich.print(Tables([Table("Areas under the curves", ("Confidence", "AURC", "AUGRC"), rows)]))
 
+# %%
+# We compare them with the best possible confidence and a useless one:
+
 best, useless = measured["best possible"][0], measured["useless"][0]
 for name in list(rankings)[:3]:
     assert measured[name][0] < best + 0.25 * (useless - best)
 
 # %%
-# All three are much nearer to the best possible than to none: the network knows quite well where
-# it errs, even though its confidence is too high everywhere. Selective classification needs only
-# the order of the images.
+# All three are much nearer to the best possible confidence than to a useless one: the network knows
+# quite well where it errs, even though its confidence is too high everywhere. Selective
+# classification needs only the order of the images.
 #
-# In practice the classes :class:`mcbn.metrics.AURC` and :class:`mcbn.metrics.AUGRC` do this while a
-# test runs; ``trainer.test`` shows them in its tables.
+# In practice, the classes :class:`mcbn.metrics.AURC` and :class:`mcbn.metrics.AUGRC` compute these
+# areas during a test; ``trainer.test`` shows them in its tables.
 
 from mcbn.metrics import AURC
 
@@ -161,11 +169,11 @@ aurc.update(plain.probs, test_labels)
 assert abs(aurc.compute().item() - measured["plain, probability"][0]) < 1e-6
 
 # %%
-# Does MCBN rank better?
-# ----------------------
+# MCBN's ranking against the plain network's
+# ------------------------------------------
 #
-# The two AURCs differ. To see whether the difference is more than chance, we draw 200 new test sets
-# from the test images, with replacement, and compute the difference on each of them.
+# The two AURCs differ. Is the difference more than chance? We draw 200 new test sets from the test
+# images, with replacement, and compute the difference on each of them.
 
 differences = []
 for _ in range(200):
@@ -180,15 +188,15 @@ assert differences.mean().abs() / (100 * measured["plain, probability"][0]) < 0.
 
 # %%
 # Whatever its sign, the difference is less than a tenth of the AURC: MCBN puts the images into
-# nearly the same order. What chooses the images here is the plain network's probability, which is
-# there without MCBN.
+# nearly the same order. The plain network's probability is enough to choose the images here, and it
+# needs no MCBN.
 #
 # Choosing a threshold
 # --------------------
 #
-# Say, at most 2 % of the answers may be wrong. The threshold must not be chosen on the test images.
-# On the validation images, we take the lowest one that keeps the risk, and look at what it does on
-# the test images.
+# Suppose at most 2 % of the answers may be wrong. The threshold must not be chosen on the test
+# images. On the validation images, we take the lowest one that keeps the risk within 2 %. ``check``
+# then returns the coverage and the risk on other images.
 
 risk_wanted = 0.02
 
@@ -206,6 +214,9 @@ def check(threshold, confidence, right):
     return answers.float().mean().item(), (wrong.sum() / answers.sum().clamp(min=1)).item()
 
 
+# %%
+# We choose a threshold for MCBN's probabilities and check it on the test images.
+
 val_labels = datamodule.dataset("val").labels
 val, val_right = judge(mc, datamodule.val_dataloader(), val_labels)
 threshold = choose_threshold(val.confidence, val_right)
@@ -215,12 +226,12 @@ assert coverage > 0.5
 assert risk < 0.05
 
 # %%
-# Does the threshold keep its promise?
-# ------------------------------------
+# A threshold chosen many times
+# -----------------------------
 #
-# That was one try with 3,700 validation images. Usually there are fewer. So we put all 4,700 images
-# that the network has not been trained on together, draw 500 of them for validation, and test on
-# the others, 300 times.
+# Does the threshold keep its promise? That was a single try, with 3,700 validation images; usually
+# there are fewer. So we pool all 4,700 images that the network was not trained on, draw 500 of them
+# for validation, and test on the others, 300 times.
 
 confidence = torch.cat([val.confidence, mcbn.confidence])
 right = torch.cat([val_right, mcbn_right])
@@ -242,10 +253,10 @@ def keep_promises(bound):
 broken = keep_promises(lambda risk, answered: risk)
 
 # %%
-# About every other time. The lowest threshold that was good enough on the validation images was
-# often good by luck. A margin helps: not the risk that was seen must be at most 2 %, but the upper
-# end of its one-sided 95 % interval. For a risk :math:`r` among :math:`n` answers it is, after
-# Wilson and with :math:`z = 1.645`,
+# It breaks the promise about every other time: the lowest threshold that was good enough on the
+# validation images was often good by luck. A margin helps. Instead of the observed risk, the upper
+# end of its one-sided 95 % interval must be at most 2 %. For a risk :math:`r` among :math:`n`
+# answers, with :math:`z = 1.645`, Wilson's interval ends at
 #
 # .. math:: \frac{r + z^2/2n + z \sqrt{r(1-r)/n + z^2/4n^2}}{1 + z^2/n}.
 
@@ -261,22 +272,22 @@ assert broken > 0.25
 assert broken_with_margin < 0.15
 
 # %%
-# Now the promise is kept nearly always. The price is that fewer images are answered, as the upper
-# end of an interval lies above the risk that was seen. (It is no guarantee: the interval is meant
-# for one threshold, and we look at many. `Geifman and El-Yaniv, 2017
+# Now the promise is nearly always kept. The price is that fewer images are answered, because the
+# upper end of the interval lies above the observed risk. (This is no guarantee: the interval is
+# meant for one threshold, and we look at many. `Geifman and El-Yaniv, 2017
 # <https://arxiv.org/abs/1705.08500>`_, show how to get one.)
 #
-# What it overlooks
-# -----------------
+# What the threshold overlooks
+# ----------------------------
 #
-# The threshold is right for images like those that it was chosen on. Images that are no digits, or
-# digits turned over, may get a high confidence too, and are answered.
+# The threshold holds for images like those it was chosen on. Images that are no digits, or digits
+# that are upside down, may also get a high confidence, and are then answered.
 #
 # What to read next
 # -----------------
 #
 # How often that happens:
 # :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_ood_detection.py` and
-# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_rotation_and_noise.py`.
-# Whether the confidence is right as a probability:
+# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_rotation_and_noise.py`. Whether the
+# confidence is right as a probability:
 # :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_calibration.py`.

@@ -2,12 +2,12 @@ r"""
 Choosing the batch size and the number of estimators
 ====================================================
 
-Monte Carlo Batch Normalization (MCBN) has two numbers to choose: :math:`M`, how many training
-images are in each mini-batch, and :math:`S`, how many mini-batches are drawn, one for each
-estimator. What do they cost, and what do they buy?
+Monte Carlo Batch Normalization (MCBN) has two numbers to choose: :math:`M`, the number of training
+images in each mini-batch, and :math:`S`, the number of mini-batches, each of which gives one
+estimator. What do they cost, and what do they bring?
 
 We train one LeNet on the 4,000 digits that come with the package, in batches of 32, and test it on
-1,000 others. The seed is 0. All that follows is done with this one network.
+1,000 others. The seed is 0. Everything below uses this one network.
 """
 
 # sphinx_gallery_tags = ["classification", "batch size", "number of estimators", "speed"]
@@ -32,12 +32,12 @@ trainer.fit(routine, datamodule=datamodule)
 model = model.eval()
 
 # %%
-# Trying many values at once
-# --------------------------
+# Score many values at once
+# -------------------------
 #
-# For each :math:`M` we draw 64 estimators. For a smaller :math:`S` we need no new ones: the 64 make
-# 64 groups of one, 32 of two, and so on, and we take the mean over the groups. So a value is no
-# accident of a single draw.
+# We will draw 64 estimators for each :math:`M`. A smaller :math:`S` needs no new ones: the 64 make
+# 64 groups of one, 32 groups of two, and so on, and ``scores`` takes the mean over the groups. So
+# no value depends on a single draw.
 
 import torch
 
@@ -61,6 +61,10 @@ def scores(probs, size):
     return accuracy.item(), nll.mean().item()
 
 
+# %%
+# We try the following values, with a new ``fit`` for each size. The plain network is scored as a
+# single estimator.
+
 sizes, counts = [4, 8, 16, 32, 64, 128, 512], [1, 2, 4, 8, 16, 32, 64]
 sweep = {}
 for size in sizes:
@@ -70,12 +74,12 @@ plain = scores(predict(model)[None], 1)
 print(f"plain: accuracy {plain[0]:.1%}, NLL {plain[1]:.3f}")
 
 # %%
-# How many estimators are enough?
-# -------------------------------
+# The number of estimators
+# ------------------------
 #
-# The negative log-likelihood (NLL, lower is better) of the mean probabilities can only fall with
-# :math:`S` in such a mean over groups, since :math:`-\log` is convex: the value of two estimators
-# together is at most the mean of their own values. The question is how fast.
+# The negative log-likelihood (NLL, lower is better) of the mean probabilities, taken as a mean over
+# groups in this way, can only fall as :math:`S` grows, because :math:`-\log` is convex: the NLL of
+# two estimators together is at most the mean of their own. The question is how fast it falls.
 
 from mcbn.plotting import plot_series
 
@@ -88,6 +92,7 @@ ax.figure.set_label(
 )
 
 # %%
+# We check that it never rises, and compare both ends of the curves with the plain network:
 
 for values in map(torch.tensor, nll.values()):  # never higher than before, but for rounding
     torch.testing.assert_close(values, values.cummin(0).values, rtol=0, atol=1e-5)
@@ -96,19 +101,20 @@ assert nll[32][-1] < 1.1 * plain[1]
 
 # %%
 # A single estimator has the noise of one mini-batch, and nothing to average it out: with small
-# mini-batches, here of 8, it is worse than the plain network. From there each doubling of :math:`S`
-# helps about half as much as the one before. With mini-batches of 32, as in the training, 64
-# estimators end below the plain network's NLL or at most a tenth above. On these digits there is
+# mini-batches, here of 8, it is worse than the plain network. From there, each doubling of
+# :math:`S` helps about half as much as the one before. With mini-batches of 32, as in training, 64
+# estimators end below the plain network's NLL or at most a tenth above it. On these digits there is
 # little to gain, and more to lose with a small :math:`S`.
 #
-# Another network, another data set
-# ---------------------------------
+# Another network and data set
+# ----------------------------
 #
 # The `log of another implementation
 # <https://github.com/Glutamat42/mcbn-pytorch/blob/e0195368a4a3236ec5e680ca36f59126707eeed5/run.log>`_
 # on CIFAR-10 (ResNet-32, :math:`M` about 32, one run) goes from an NLL of 0.373 with one estimator
-# to 0.268 with 128, against 0.33 without MCBN. There the gain is real, but the shape? We draw the
-# share of the way from :math:`S = 1` to the end, with the log's end at 64 as well.
+# to 0.268 with 128, against 0.33 without MCBN. There the gain is real; does the curve have the same
+# shape? We draw the share of the gain that each :math:`S` has reached, with 64 estimators as the
+# end for the log, too.
 
 log = [0.373, 0.326, 0.300, 0.287, 0.278, 0.271, 0.269]
 share = {
@@ -122,6 +128,7 @@ ax.figure.set_label(
 )
 
 # %%
+# This is the share reached with 16 estimators:
 
 at_16 = {name: values[counts.index(16)] for name, values in share.items()}
 for name, value in at_16.items():
@@ -129,14 +136,15 @@ for name, value in at_16.items():
     assert value > 0.85
 
 # %%
-# In both, 16 estimators give at least 85 % of what 64 give. In the log's accuracy, too, one
-# estimator is worse than none: 91.85 % against 92.66 %, which 8 estimators reach again.
+# In both, 16 estimators reach at least 85 % of the gain of 64. The log's accuracy shows the same
+# start: one estimator is worse than none, 91.85 % against 92.66 %, and 8 estimators are back at
+# that level.
 #
 # The size of the mini-batches
 # ----------------------------
 #
-# The larger a mini-batch is, the less its mean and variance vary, and the less the estimators
-# differ. We measure their spread as mutual information, the part of the entropy that comes from
+# The larger a mini-batch, the less its mean and variance vary, and the less the estimators differ.
+# We measure their spread as mutual information, the part of the entropy that comes from their
 # disagreement.
 
 spread = [mutual_information(sweep[size]).mean().item() for size in sizes]
@@ -144,17 +152,21 @@ ax = plot_series(sizes, {"spread": spread}, ("M", "mutual information (nats)"), 
 ax.figure.set_label("Mutual information against M: a falling, nearly straight line in log scales.")
 
 # %%
-# Both axes are logarithmic, and the line is nearly straight. A variance of a mean falls as
-# :math:`1 / M`, and the mutual information is about proportional to it: we fit the slope.
+# Both axes are logarithmic, and the line is nearly straight. The variance of a mean falls as
+# :math:`1 / M`, and the mutual information is about proportional to it. We fit the slope, which
+# would be −1 if both held exactly:
 
 import rich
 
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 x, y = torch.tensor(sizes).log(), torch.tensor(spread).log()
 slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
 print(f"slope: {slope:.1f}")
 assert -1.5 < slope < -0.6
+
+# %%
+# The table shows what the size does to the accuracy and to the NLL:
 
 rows = []
 for size in sizes:
@@ -168,25 +180,29 @@ assert nll[4][0] / nll[32][0] > 1
 assert abs(nll[512][-1] / plain[1] - 1) < 0.1
 
 # %%
-# With mini-batches of 4 the network sees conditions it has never met: the NLL of a single estimator
-# is higher than with 32. (What 64 of them make up for is in the table.) With 512 the estimators
-# hardly differ, and MCBN is within 10 % of the plain network. At the size of the training set, each
-# mini-batch would be the whole set, and the spread zero (but for the random crops).
+# Mini-batches of 4 put the network under conditions it has never met: the NLL of a single estimator
+# is higher than with 32. (The table shows how much of that 64 of them make up for.) With 512, the
+# estimators hardly differ, and MCBN's NLL is within 10 % of the plain network's. At the size of the
+# training set, each mini-batch would be the whole set, and the spread would be zero (but for the
+# random crops).
 #
-# Which variance, and replace or blend?
-# -------------------------------------
+# Variance, and replacing or blending
+# -----------------------------------
 #
-# Two choices are settled by how the network was trained. Training divides the variance by
-# :math:`n`; other implementations take the unbiased one, with :math:`n - 1`. And a mini-batch
-# *replaces* the running statistics, as in the authors' code; some have read the paper as *blending*
-# it in, with the weight of 0.1 that a training step gives it. We draw the same mini-batches for
-# each.
+# Two choices are settled by how the network was trained. First, training divides the variance by
+# :math:`n`, the number of values in a channel; other implementations take the unbiased variance,
+# with :math:`n - 1`. Second, a mini-batch *replaces* the running statistics, as in the authors'
+# code; some have read the paper as *blending* it in, with the weight of 0.1 that a training step
+# gives it. To compare them, we draw the same mini-batches for each choice.
 
 
 def fit(size=32, **options):
     mc = MCBatchNorm(model, num_estimators=64, mc_batch_size=size, **options)
     return mc.fit(datamodule.train_dataloader(), generator=torch.Generator().manual_seed(0))
 
+
+# %%
+# ``mc_mean`` and ``mc_var`` are the statistics that a batch norm layer holds, here the first one's.
 
 choices = {
     "biased, replace (default)": fit(),
@@ -207,9 +223,10 @@ assert mutual_information(predict(choices["biased, blend 0.1"])).mean() < 0.2 * 
 assert torch.allclose(unbiased.mc_var, default.mc_var, rtol=1e-3)
 
 # %%
-# Blending leaves a tenth of the spread of the means, and hence next to none in the predictions. The
-# unbiased variance changes nothing here, as a convolution has :math:`n = 32 \cdot 24 \cdot 24`
-# values in a channel. In a dense layer it is :math:`n = M`, and the ratio is :math:`M / (M - 1)`:
+# Blending leaves a tenth of the spread of the means, and so almost none in the predictions. The
+# unbiased variance changes nothing here: the layer follows a convolution, and each of its channels
+# has :math:`n = 32 \cdot 24 \cdot 24` values. In a dense layer :math:`n = M`, and the ratio of the
+# two variances is :math:`M / (M - 1)`:
 
 for size in (2, 4, 32):
     values = torch.randn(size)
@@ -220,9 +237,9 @@ for size in (2, 4, 32):
 # --------
 #
 # ``fit`` costs :math:`S` forward passes of :math:`M` images, once. A prediction costs up to
-# :math:`S` forward passes. But many estimators run together, and what lies before the first batch
-# normalization is the same for all of them and is computed once. Here is the time for 128 images on
-# the machine that ran this script, next to :math:`S` times that of the plain network.
+# :math:`S` forward passes, but many estimators run together, and whatever comes before the first
+# batch normalization is the same for all of them and is computed once. We measure the time for 128
+# images on the machine that runs this script.
 
 from time import perf_counter
 
@@ -237,6 +254,9 @@ def seconds(network, repeats=5):
             runs.append(perf_counter() - start)
     return min(runs)
 
+
+# %%
+# The figure compares it with :math:`S` times that of the plain network.
 
 once = seconds(model)
 times = []
@@ -253,11 +273,12 @@ ax.figure.set_label(
 # Which values to take
 # --------------------
 #
-# * :math:`M`: the batch size of the training. If you have validation data, try half and twice as
-#   many too; it takes a ``fit`` and no training. A very small :math:`M` makes each estimator worse.
-# * :math:`S`: 16. With fewer than 8 the plain network may well be better; beyond 16 little is left
-#   to gain.
-# * Leave the variance and the replacing as they are.
+# * :math:`M`: the batch size of the training. If you have validation data, try half and twice that,
+#   too; this takes another ``fit`` but no training. A very small :math:`M` makes each estimator
+#   worse.
+# * :math:`S`: 16. With fewer than 8, the plain network may well be better; beyond 16, there is
+#   little left to gain.
+# * Variance and replacing: keep the defaults.
 #
 # What to read next
 # -----------------

@@ -2,20 +2,35 @@ r"""
 What a batch norm layer remembers
 =================================
 
-A batch norm layer normalizes the *activations* of a network, the numbers that one layer hands to
-the next. It subtracts the mean :math:`\mu` of an activation and divides by its standard deviation:
+A batch norm layer normalizes *activations*: the numbers that one layer of a network passes to the
+next, not the images or tables that go into the network. It turns each channel :math:`h` of the
+activations into
 
 .. math::
 
     y = \gamma \, \frac{h - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta .
 
-In training, :math:`\mu` and :math:`\sigma^2` are those of the mini-batch, a few examples drawn at
-random. Monte Carlo Batch Normalization (MCBN) draws mini-batches again when it predicts. Each makes
-an *estimator*: the trained network with the means and variances of one mini-batch.
+The scale :math:`\gamma` and the offset :math:`\beta` are learned like weights; :math:`\epsilon` is
+a small constant that keeps the layer from dividing by zero. In training, the *statistics*
+:math:`\mu` and :math:`\sigma^2` are the channel's mean and variance over a *mini-batch* of
+:math:`M` examples drawn at random:
 
-What do these numbers say, and what do they do to a prediction? With one number in and one number
-out, we can see all of it. We make a noisy sine: 400 points whose noise has a standard deviation of
-0.1. There are no points around its peak, and none beyond −3 and 3. The seed is 0; a CPU is enough.
+.. math::
+
+    \mu = \frac{1}{M} \sum_{i=1}^{M} h_i, \qquad
+    \sigma^2 = \frac{1}{M} \sum_{i=1}^{M} (h_i - \mu)^2 .
+
+So the output for one example depends on the others in its mini-batch. At inference, the layer
+usually takes its *running statistics* instead, averages over the steps of the training.
+
+Monte Carlo Batch Normalization (MCBN) returns to mini-batches at inference. It draws :math:`S` of
+them from the training data, and each gives one *estimator*: the trained network with the statistics
+of that mini-batch.
+
+What do the statistics hold, and what do they do to a prediction? With one number in and one number
+out, we can see all of it. We make a noisy sine of 400 points, whose noise has a standard deviation
+of 0.1. There are no points around its peak, and none below −3 or above 3. The seed is 0; a CPU is
+enough.
 """
 
 # sphinx_gallery_tags = ["regression", "batch size"]
@@ -39,27 +54,35 @@ ax = plot_curves(grid, grid.sin()[None], points=(x, y))
 ax.figure.set_label("A sine from -7 to 7; the points lie on it, but for its peak, from -3 to 3.")
 
 # %%
-# The network
-# -----------
+# Train a small network
+# ---------------------
 #
-# That of the paper's regressions (`Teye et al., 2018 <https://arxiv.org/abs/1802.06455>`_): twice a
-# dense layer without bias, batch normalization and a ReLU, and then an output. It is trained on
-# mini-batches of :math:`M = 64` points.
+# We take the network of the paper's regressions (`Teye et al., 2018
+# <https://arxiv.org/abs/1802.06455>`_): two dense layers without bias, each followed by batch
+# normalization and a ReLU, and a dense output layer. ``train`` builds it, trains it on mini-batches
+# of :math:`M = 64` points with a learning rate that falls to a hundredth, and returns it with its
+# loader.
 
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 
-def train(x, y, steps=600):
+def train(x, y, epochs):
     loader = DataLoader(TensorDataset(x[:, None], y), batch_size=64, shuffle=True, drop_last=True)
     model = nn.Sequential(
-        *(nn.Linear(1, 50, bias=False), nn.BatchNorm1d(50), nn.ReLU()),
-        *(nn.Linear(50, 50, bias=False), nn.BatchNorm1d(50), nn.ReLU()),
-        *(nn.Linear(50, 1), nn.Flatten(0)),
+        nn.Linear(1, 50, bias=False),
+        nn.BatchNorm1d(50),
+        nn.ReLU(),
+        nn.Linear(50, 50, bias=False),
+        nn.BatchNorm1d(50),
+        nn.ReLU(),
+        nn.Linear(50, 1),
+        nn.Flatten(0),  # one number for each point
     )
+    steps = epochs * len(loader)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.01, total_iters=steps)
-    while schedule.last_epoch < steps:
+    for _ in range(epochs):
         for inputs, target in loader:
             optimizer.zero_grad()
             nn.functional.mse_loss(model(inputs), target).backward()
@@ -68,32 +91,33 @@ def train(x, y, steps=600):
     return model.eval(), loader
 
 
-model, loader = train(x, y)
+model, loader = train(x, y, epochs=100)
 
 # %%
-# What the layer does with a mini-batch
-# -------------------------------------
+# Draw mini-batches again
+# -----------------------
 #
-# In training it takes :math:`\mu` and :math:`\sigma^2` of each channel over the mini-batch, so the
-# output for one point depends on the other points beside it. Usually that ends with the training: a
-# plain prediction uses running averages of both. MCBN draws mini-batches again, and keeps the two
-# values of each.
+# ``fit`` draws 200 mini-batches of 64 training points, runs each through a copy of the network, and
+# stores the mean and the variance of every channel in every batch norm layer. The weights do not
+# change.
 
 from mcbn import MCBatchNorm
 
 mc = MCBatchNorm(model, num_estimators=200, mc_batch_size=64).fit(loader)
-weight, layer = mc.model[0].weight[:, 0], mc.model[1]
+weight = mc.model[0].weight[:, 0]
+layer = mc.model[1]
 print("means held by the first layer:", tuple(layer.mc_mean.shape))
 
 # %%
-# That is 200 estimators, one call of the layer in a forward pass, 50 channels.
+# These are 200 estimators, one call of the layer per forward pass, and 50 channels.
 #
-# What the statistics say
-# -----------------------
+# What the statistics hold
+# ------------------------
 #
-# A channel of the first layer is :math:`h = w x`. The mean of :math:`w x` is :math:`w` times the
-# mean of :math:`x`. So when we divide by the weights, all 50 channels must say the same: where the
-# points of the mini-batch lay, and how far apart.
+# A channel of the first layer is :math:`h = w x`, the input times one weight. Its mean over a
+# mini-batch is :math:`w` times the mean of :math:`x`, and its standard deviation is :math:`|w|`
+# times that of :math:`x`. Divided by the weights, all 50 channels must therefore agree on where the
+# points of the mini-batch lie, and how far they spread.
 
 center = layer.mc_mean[:, 0] / weight
 width = (layer.mc_var[:, 0] / weight**2).sqrt()
@@ -105,18 +129,21 @@ assert center.std(dim=1).max() < 1e-4
 assert width.std(dim=1).max() < 1e-3
 
 # %%
-# This is all that the first layer remembers of 64 points: two numbers. Since :math:`h - \mu` is
-# :math:`w (x - \mu_s)`, everything that follows sees
+# So of 64 points, the first layer remembers two numbers. Let :math:`\mu_s` and :math:`\sigma_s` be
+# the mean and the standard deviation of :math:`x` in mini-batch :math:`s`. Up to the sign of
+# :math:`w`, the layers that follow see
 #
 # .. math::
 #
 #     \frac{x - \mu_s}{\sigma_s}, \qquad s = 1, \dots, S,
 #
-# the input shifted and stretched by the mini-batch :math:`s`. The second layer remembers more, 50
-# means and variances of what the same mini-batch became on the way.
+# the input shifted and stretched by the mini-batch. The second batch norm layer remembers more: 50
+# means and variances of what the layers before it made of the same mini-batch.
 #
 # Two hundred curves
 # ------------------
+#
+# Each estimator predicts a curve of its own. The figure shows 40 of the 200.
 
 with torch.no_grad():
     curves = mc(grid[:, None])
@@ -128,22 +155,24 @@ ax.figure.set_label(
 )
 
 # %%
-# The figure shows 40 of them. They differ in the way we expect: the sine is shifted to the left or
-# to the right.
+# They differ as expected: the sine is shifted to the left or to the right.
 #
 # Two kinds of variance
 # ---------------------
 #
-# The curves' mean is the prediction, and their variance is the *epistemic* part of the uncertainty:
-# the network is not sure of the curve. The noise of the points is the *aleatoric* part, which no
-# curve can predict. Here we know its variance, :math:`0.1^2`. The two variances add up:
+# The mean of the curves is the prediction. Their variance is the *epistemic* part of the
+# uncertainty: the network is not sure of the curve. The noise of the points is the *aleatoric*
+# part, which no curve can predict. Its variance is written :math:`1 / \tau`; here we know that it
+# is :math:`0.1^2`. With :math:`f_s` the curve of estimator :math:`s`, and :math:`\bar f` the mean
+# of the curves, the two variances add up to
 #
 # .. math::
 #
 #     \mathrm{Var}[y] \approx \frac{1}{S} \sum_s (f_s(x) - \bar f(x))^2 + \frac{1}{\tau},
 #     \qquad \frac{1}{\tau} = 0.1^2 .
 #
-# We draw 4,000 new points in the same places and count how many lie within two standard deviations.
+# The bands in the figure are two standard deviations wide on each side: first of the curves, then
+# of curves and noise.
 
 from mcbn.plotting import plot_bands
 from mcbn.predictive import summarise_regression
@@ -157,6 +186,7 @@ ax.figure.set_label(
 )
 
 # %%
+# We draw 4,000 new points in the same places, and count how many lie inside each band.
 
 new_x, new_y = draw(left=3200, right=800)
 with torch.no_grad():
@@ -173,24 +203,26 @@ assert inside["curves only"] < inside["curves and noise"]
 assert inside["curves and noise"] > 0.9
 
 # %%
-# The spread of the curves alone is too narrow for the points, since it knows nothing of their
-# noise. With the noise added more than nine in ten are inside; of a normal distribution it would be
-# 95 %. But that is the average of two places:
+# The spread of the curves alone is too narrow for the points, because it does not include their
+# noise. With the noise added, more than nine in ten are inside; for a normal distribution it would
+# be 95 %. But that is the average over two places:
 
 within = error <= 2 * new.total_variance.sqrt()
 left, right = (within[chosen].float().mean() for chosen in (new_x < 1, new_x > 2))
 print(f"left of the gap {left:.0%} inside, right of it {right:.0%}")
 
 # %%
-# The points on the right are few. In this run the curve misses some of them by more than its band
-# admits; other seeds have more luck.
+# The points on the right are few. In this run, the curve misses some of them by more than its band
+# allows; other seeds are luckier.
 #
 # Where the band is wide
 # ----------------------
 #
-# If a mini-batch shifts the curve by :math:`\mu_s`, the prediction moves by the slope times the
-# shift. The mean of :math:`M` of the :math:`n` points varies by :math:`\sigma_x / \sqrt{M}`, and a
-# bit less, as no point is drawn twice. That gives a rule for the standard deviation of the curves:
+# A mini-batch whose mean is a little off shifts the curve by as much, so the prediction changes by
+# the slope times the shift. The mean of :math:`M` of the :math:`n` points varies by
+# :math:`\sigma_x / \sqrt{M}`, where :math:`\sigma_x` is the standard deviation of the inputs, and
+# by a bit less because no point is drawn twice. That gives a rule for the standard deviation of the
+# curves:
 #
 # .. math::
 #
@@ -200,6 +232,10 @@ print(f"left of the gap {left:.0%} inside, right of it {right:.0%}")
 def shift(n, size):
     return x.std() / size**0.5 * ((n - size) / (n - 1)) ** 0.5
 
+
+# %%
+# Here is the standard deviation of the curves beside the rule, with the slope of the mean curve as
+# :math:`f'`:
 
 from mcbn.plotting import plot_series
 
@@ -217,24 +253,29 @@ ax.figure.set_label(
     "Standard deviation of the curves against x, and what the rule says: the same hill in the "
     "steep middle; near the ends and in the gap the two differ."
 )
+
+# %%
+# In the steep middle, we take the ratio of the two:
+
 steep = grid.abs() < 0.4
 ratio = (spread / lines["rule"])[steep].mean()
 print(f"standard deviation in the middle: {ratio:.1f} times the rule's")
 assert 0.7 < ratio < 1.4
 
 # %%
-# In the middle of the data, where the sine is steep, the rule comes close. Near the edges the
-# stretch and the second layer count as well.
+# In the middle of the data, where the sine is steep, the rule comes close. Near the edges, the
+# stretch and the second layer matter as well.
 #
-# Does the network know where it has no data?
-# -------------------------------------------
+# Places without data
+# -------------------
 #
-# We compare four places: the steep middle with points all around, the gap, and two places outside,
-# with the standard deviation of the curves and the error of their mean.
+# Does the network know where it has no data? We compare four places: the steep middle with points
+# all around, the gap, and two places outside. *Spread* is the standard deviation of the curves,
+# *Error* the error of their mean.
 
 import rich
 
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 off = (mean - grid.sin()).abs()
 places = {
@@ -249,6 +290,13 @@ rows = [
 ]
 rich.print(Tables([Table("Curves and truth", ("Where", "Spread", "Error"), rows)]))
 
+# %%
+# It does not know. In the gap, the error is at least twice that in the middle of the points, yet
+# the spread is smaller: the curve is flat there, so a shift changes little. Outside, the band does
+# widen, but for a simple reason: a ReLU network continues in straight lines, and when these are
+# shifted and stretched they fan out. In all three places without points, the error is larger than
+# the spread.
+
 middle, gap, outside, far = (spread[place].mean() for place in places.values())
 assert gap < 0.8 * middle
 assert off[places["the gap"]].mean() > 2 * off[steep].mean()
@@ -256,18 +304,12 @@ assert 1.5 * outside < far
 assert all(off[place].mean() > spread[place].mean() for place in list(places.values())[1:])
 
 # %%
-# It does not. In the gap the error is at least twice that in the middle of the points, yet the
-# spread is smaller there: the curve is flat, so a shift changes little. Outside, the band does
-# widen, but for a plain reason: a ReLU network goes on in straight lines, and shifted and stretched
-# lines drift apart like a fan. In all three places without points the error is larger than the
-# spread.
+# More data, or larger mini-batches
+# ---------------------------------
 #
-# Do more data make it narrower?
-# ------------------------------
-#
-# They should, if this is doubt about the curve. We train on ten times as many points, with as many
-# steps, and draw with the same :math:`M`. Then we go back to the first network and draw larger
-# mini-batches.
+# If the band expressed doubt about the curve, more data should narrow it. We train on ten times as
+# many points, for about as many steps, and draw with the same :math:`M`. Then we go back to the
+# first network and draw larger mini-batches.
 
 
 def spread_of(model, loader, size):
@@ -277,7 +319,7 @@ def spread_of(model, loader, size):
 
 
 base = spread_of(model, loader, 64)
-more_points = spread_of(*train(new_x, new_y), 64)
+more_points = spread_of(*train(new_x, new_y, epochs=10), 64)
 larger = spread_of(model, loader, 256)
 print(f"400 points,   M = 64:  {base:.2f}")
 print(f"4,000 points, M = 64:  {more_points:.2f}")
@@ -287,21 +329,22 @@ assert more_points > 0.7 * base
 assert larger < 0.6 * base
 
 # %%
-# Ten times the points leave the spread about where it was; a larger :math:`M` makes it less than
-# 0.6 times as wide. The band's width is set by the mini-batches of the training, not by the amount
-# of data. The paper's way out is to train with a suitable :math:`M`, chosen on validation data.
+# Ten times as many points leave the spread about where it was; the larger :math:`M` makes it less
+# than 0.6 times as wide. The width of the band is set by the mini-batches of the training, not by
+# the amount of data. The paper's remedy is to train with a suitable :math:`M`, chosen on validation
+# data.
 #
-# What the layer remembers
-# ------------------------
+# Conclusion
+# ----------
 #
-# It remembers where its mini-batches lay and how far they spread, and so how much a prediction
-# depends on them. That measures how sensitive the trained network is, at little cost. It does not
-# detect missing data.
+# A batch norm layer remembers where its mini-batches lay and how far they spread. MCBN shows how
+# much a prediction depends on that, and so how sensitive the trained network is, at little cost. It
+# does not detect missing data.
 #
 # What to read next
 # -----------------
 #
 # :ref:`sphx_glr_auto_tutorials_Understanding_tutorial_batch_size_and_estimators.py` chooses
-# :math:`M` and :math:`S` for a network that reads digits, and
-# :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_regression_tables.py` does a regression with a
+# :math:`M` and :math:`S` for a network that reads digits.
+# :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_regression_tables.py` fits a regression to a
 # real table, where the noise is not known.

@@ -22,15 +22,8 @@ from matplotlib.image import imread
 from mcbn_gallery import darken, rerun_key
 from torch import Tensor, nn
 
-from mcbn import (
-    ClassificationRoutine,
-    MCBatchNorm,
-    MNISTDataModule,
-    Trainer,
-    data,
-    lenet,
-    optim_lenet,
-)
+from mcbn import ClassificationRoutine, MCBatchNorm, MNISTDataModule, Trainer, lenet, optim_lenet
+from mcbn.data import files
 from mcbn.plotting import plot_estimators
 from mcbn.predictive import mutual_information, probabilities
 
@@ -159,7 +152,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def current_key(root: Path) -> str:
     """A digest of all that the network depends on: the package, this file, versions, the data."""
-    missing = data.missing(MNISTDataModule().root, data.MNIST)
+    missing = files.missing(MNISTDataModule().root, files.MNIST)
     parts = (rerun_key(root), Path(__file__).read_text(encoding="utf-8"), str(missing))
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 import torch
 from torch import Tensor
 
-from mcbn.data import expanded, root_folder
+from mcbn.data.files import expanded, root_folder
 
 _UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/"
 # Gal and Ghahramani's, whose tables the paper took. Of some, UCI itself has spreadsheets only, and
@@ -118,7 +118,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> tuple[DataSet
     Args:
         name: One of ``DATA_SETS``, read from ``root/uci/NAME.txt`` and fetched if it is not there;
             ``"diabetes"``, the table that comes with scikit-learn; or the path of a file as
-            :func:`mcbn.tables.read_table` takes it, the target in the last column.
+            :func:`mcbn.data.tables.read_table` takes it, the target in the last column.
         root: Default: the environment variable ``MCBN_DATA``, else ``data``.
 
     Returns:
@@ -134,7 +134,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> tuple[DataSet
         (torch.Size([442, 10]), 50)
     """
     # Here, since it takes Lightning with it, for which the processes that train have no use.
-    from mcbn.tables import _diabetes, read_table
+    from mcbn.data.tables import _diabetes, read_table
 
     data_set = DATA_SETS.get(name) or DataSet(name)
     if name == "diabetes":

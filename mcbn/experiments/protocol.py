@@ -19,8 +19,7 @@ from torch import Tensor
 from mcbn.experiments.batched import MCBN, MCDropout, Method, Training
 from mcbn.experiments.data import DataSet
 from mcbn.metrics import gaussian_crps, mixture_log_likelihood
-from mcbn.noise import fit_noise_precision
-from mcbn.predictive import summarise_regression
+from mcbn.predictive import fit_noise_precision, summarise_regression
 
 METHODS = {"mcbn": "MCBN", "mcdo": "MCDO"}
 NUM_BINS = 10

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mcbn.data import expanded
+from mcbn.data.files import expanded
 
 
 class Journal:

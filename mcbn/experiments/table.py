@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mcbn.experiments.protocol import METHODS
-from mcbn.trainer import Table, Tables
+from mcbn.results import Table, Tables
 
 # CRPS and PLL of MCBN, then of MC dropout, from the paper's first public version, in percent.
 PUBLISHED = {

@@ -52,7 +52,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mcbn.checks import check_count
-from mcbn.data import expanded
+from mcbn.data.files import expanded
 from mcbn.experiments.data import DATA_SETS, DataSet, checksum, load
 from mcbn.experiments.protocol import METHODS, Evaluation, Settings, Validation, selected
 from mcbn.experiments.store import Journal, write_whole

@@ -261,7 +261,10 @@ def public_names(module: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("module", ["mcbn", "mcbn.predictive", "mcbn.metrics", "mcbn.plotting"])
+PUBLIC = ["predictive", "metrics", "diagnostics", "results", "plotting"]
+
+
+@pytest.mark.parametrize("module", ["mcbn", *(f"mcbn.{name}" for name in PUBLIC)])
 def test_every_public_name_has_a_page(site: Path, module: str) -> None:
     names = public_names(module)
     assert names

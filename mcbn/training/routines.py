@@ -17,7 +17,6 @@ from torchmetrics import MeanMetric, MeanSquaredError, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from mcbn import metrics
-from mcbn.batches import default_inputs
 from mcbn.checks import (
     check_callable,
     check_count,
@@ -26,6 +25,7 @@ from mcbn.checks import (
     check_tensors,
     check_type,
 )
+from mcbn.data.batches import default_inputs
 from mcbn.predictive import mean_probs, probabilities, summarise_regression
 
 Batch = tuple[Tensor, Tensor]
@@ -326,8 +326,8 @@ class RegressionRoutine(_Routine):
         optim_recipe: Called with the network when a training begins, gives what Lightning's
             ``configure_optimizers`` returns; or such a thing itself, good for one training.
         noise_precision: The paper's tau, 1 / (unit of the target)², as
-            :func:`mcbn.noise.fit_noise_precision` finds it. The attribute may be changed between
-            two tests.
+            :func:`mcbn.predictive.fit_noise_precision` finds it. The attribute may be changed
+            between two tests.
         target_scale: What predictions and targets are multiplied by to be in their own unit: the
             standard deviation by which they were divided, for standardized ones.
 

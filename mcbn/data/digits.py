@@ -1,4 +1,4 @@
-"""The datasets of the tutorials as Lightning datamodules."""
+"""MNIST, its sample and FashionMNIST as a Lightning datamodule."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
-from mcbn import data
 from mcbn.checks import check_count, check_type
+from mcbn.data import files
 from mcbn.data.images import InMemoryImages, ready_batch
 from mcbn.terminal import showable, stdout_encoding
 
@@ -84,7 +84,7 @@ class MNISTDataModule(LightningDataModule):
         check_type("random_crop", random_crop, bool, "True or False")
         check_count("num_workers", num_workers, least=0)
         check_type("seed", seed, int, "an integer")
-        self.root = data.root_folder(root)
+        self.root = files.root_folder(root)
         self.batch_size = batch_size
         self.source = source
         self.val_split = val_split
@@ -100,7 +100,7 @@ class MNISTDataModule(LightningDataModule):
         if self.uses_sample or self._datasets:
             return
         try:
-            data.fetch_missing(self.root, data.MNIST, patient=self.source == "full")
+            files.fetch_missing(self.root, files.MNIST, patient=self.source == "full")
         except OSError as error:
             if self.source == "full":
                 raise
@@ -110,20 +110,20 @@ class MNISTDataModule(LightningDataModule):
         """Reads and splits the images, once for all stages."""
         if self._datasets:
             return
-        missing = [] if self.uses_sample else data.missing(self.root, data.MNIST)
+        missing = [] if self.uses_sample else files.missing(self.root, files.MNIST)
         if missing and self.source == "full":
             raise FileNotFoundError(f"{self.root / missing[0]} is missing: {self._obstacle}.")
         if missing:
-            for name in set(data.MNIST) - set(missing):
-                data.read(self.root, name)  # a damaged file is never passed over
+            for name in set(files.MNIST) - set(missing):
+                files.read(self.root, name)  # a damaged file is never passed over
             _say(f"Using the sample of 5,000 digits, MNIST's files are missing: {self._obstacle}.")
             self.uses_sample = True
         if self.uses_sample:
-            images, labels = (data.read(data.SHIPPED, name) for name in data.SHIPPED_MNIST)
+            images, labels = (files.read(files.SHIPPED, name) for name in files.SHIPPED_MNIST)
             train, test = slice(0, 4000), slice(4000, 5000)
             parts = images[train], labels[train], images[test], labels[test]
         else:
-            parts = [data.read(self.root, name) for name in data.MNIST]
+            parts = [files.read(self.root, name) for name in files.MNIST]
         images, labels, test_images, test_labels = parts
         held_out = _stratified_share(labels, self.val_split, self.seed)
         if self.val_split and not held_out.any():
@@ -174,18 +174,18 @@ class MNISTDataModule(LightningDataModule):
         return self._loader("ood")
 
     def _read_ood(self) -> tuple[Tensor, Tensor]:
-        folder, names = data.SHIPPED, data.SHIPPED_FASHION
+        folder, names = files.SHIPPED, files.SHIPPED_FASHION
         if not self.uses_sample:
             try:
-                data.fetch_missing(self.root, data.FASHION, patient=self.source == "full")
-                folder, names = self.root, data.FASHION
+                files.fetch_missing(self.root, files.FASHION, patient=self.source == "full")
+                folder, names = self.root, files.FASHION
             except OSError as error:
                 if self.source == "full":
                     raise
                 _say(
                     f"Using the sample of 1,000 images, FashionMNIST's files are missing: {error}."
                 )
-        images, labels = (data.read(folder, name) for name in names)
+        images, labels = (files.read(folder, name) for name in names)
         return images, labels
 
     def _images(self, images: Tensor, labels: Tensor, padding: int = 0) -> InMemoryImages:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from mcbn.checks import check_count, check_type
-from mcbn.data import expanded
+from mcbn.data.files import expanded
 
 Part = Literal["train", "val", "test"]
 

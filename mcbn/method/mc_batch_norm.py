@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed, nn
 
-from mcbn.batches import draw_batches, network_inputs, with_progress
 from mcbn.checks import (
     check_callable,
     check_count,
@@ -21,19 +20,20 @@ from mcbn.checks import (
     check_number,
     check_type,
 )
-from mcbn.conduct import Conduct
-from mcbn.diagnostics import warn_if_unfit
-from mcbn.estimators import Plan, is_traceable, predict, predict_traced
-from mcbn.inputs import cloned, copied_network
-from mcbn.pooling import Overwritten, nbytes
-from mcbn.statistics import (
+from mcbn.data.batches import draw_batches, with_progress
+from mcbn.method.conduct import Conduct
+from mcbn.method.distances import warn_if_unfit
+from mcbn.method.estimators import Plan, is_traceable, predict, predict_traced
+from mcbn.method.inputs import cloned, copied_network, network_inputs
+from mcbn.method.pooling import Overwritten, nbytes
+from mcbn.method.statistics import (
     MiniBatch,
     Pair,
     batch_norms,
     called_otherwise,
     keep_statistics,
 )
-from mcbn.tree import tensors_of
+from mcbn.method.tree import tensors_of
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Drawn = tuple[list[int], dict[Any, Pair], Plan]

@@ -1,4 +1,4 @@
-"""A network's inputs, each time as they were given.
+"""A network's inputs: found in a batch, and each time as they were given.
 
 A network may write into them. Every estimator is to see what the caller gave, and afterwards the
 caller's objects are to be what one plain pass leaves.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import FunctionType, ModuleType
 from typing import Any
@@ -18,8 +18,58 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mcbn.pooling import nbytes, version
-from mcbn.tree import children_of
+from mcbn.checks import check_has_values
+from mcbn.data.batches import default_inputs
+from mcbn.method.pooling import nbytes, version
+from mcbn.method.tree import children_of, tensors_of, tree_map
+
+
+def network_inputs(
+    batch: Any, input_fn: Callable[[Any], Any] | None, like: Tensor | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a network is called with for this batch: arguments by position and by name.
+
+    Args:
+        batch: What a loader gave.
+        input_fn: Picks the inputs; by default they are the first part.
+        like: A tensor of the network's device and precision, if it has one.
+
+    Raises:
+        TypeError: There is no tensor in what was picked.
+        ValueError: A tensor is on the meta device.
+    """
+    chosen = (input_fn or default_inputs)(batch)
+    if not any(isinstance(value, Tensor) for _, value in walk(chosen)):
+        raise TypeError(
+            f"the inputs found in a batch are a {type(chosen).__name__} without a tensor; pass "
+            "input_fn=, a function from a batch to the network's inputs."
+        )
+    for tensor in tensors_of(chosen):
+        check_has_values(input=tensor)
+    if like is not None:
+        chosen = _moved(chosen, like)
+    if type(chosen) is dict:
+        return (), chosen
+    return chosen if type(chosen) is tuple else (chosen,), {}
+
+
+def _moved(value: Any, like: Tensor) -> Any:
+    """Inputs on the device of ``like``; in its precision if that is not the usual one."""
+    if type(value) in (tuple, list):
+        return type(value)(_moved(each, like) for each in value)
+    if type(value) is dict:
+        return {name: _moved(each, like) for name, each in value.items()}
+    if not isinstance(value, Tensor) and callable(getattr(value, "to", None)):
+        return value.to(like.device)  # a graph, a table, a packed sequence
+
+    def moved(tensor: Tensor) -> Tensor:
+        # As Lightning's plugins for 16 and for 64 bits do.
+        unusual = like.dtype != torch.float32 and tensor.is_floating_point()
+        return tensor.to(like.device, like.dtype if unusual else None)
+
+    if all(moved(tensor) is tensor for tensor in tensors_of(value)):
+        return value
+    return tree_map(moved, value)
 
 
 class _Cloning(TorchFunctionMode):

@@ -1,20 +1,15 @@
-"""The mini-batches whose statistics become the estimators, and what a network gets of them."""
+"""What a network is given of a batch, and mini-batches drawn from the training data."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
-
-from mcbn.checks import check_has_values
-from mcbn.inputs import walk
-from mcbn.tree import tensors_of, tree_map
 
 
 def draw_batches(
@@ -112,54 +107,6 @@ def default_inputs(batch: Any) -> Any:
     if is_dataclass(batch) and not isinstance(batch, type) and fields(batch):
         return getattr(batch, fields(batch)[0].name)
     return batch
-
-
-def network_inputs(
-    batch: Any, input_fn: Callable[[Any], Any] | None, like: Tensor | None
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a network is called with for this batch: arguments by position and by name.
-
-    Args:
-        batch: What a loader gave.
-        input_fn: Picks the inputs; by default they are the first part.
-        like: A tensor of the network's device and precision, if it has one.
-
-    Raises:
-        TypeError: There is no tensor in what was picked.
-        ValueError: A tensor is on the meta device.
-    """
-    chosen = (input_fn or default_inputs)(batch)
-    if not any(isinstance(value, Tensor) for _, value in walk(chosen)):
-        raise TypeError(
-            f"the inputs found in a batch are a {type(chosen).__name__} without a tensor; pass "
-            "input_fn=, a function from a batch to the network's inputs."
-        )
-    for tensor in tensors_of(chosen):
-        check_has_values(input=tensor)
-    if like is not None:
-        chosen = _moved(chosen, like)
-    if type(chosen) is dict:
-        return (), chosen
-    return chosen if type(chosen) is tuple else (chosen,), {}
-
-
-def _moved(value: Any, like: Tensor) -> Any:
-    """Inputs on the device of ``like``; in its precision if that is not the usual one."""
-    if type(value) in (tuple, list):
-        return type(value)(_moved(each, like) for each in value)
-    if type(value) is dict:
-        return {name: _moved(each, like) for name, each in value.items()}
-    if not isinstance(value, Tensor) and callable(getattr(value, "to", None)):
-        return value.to(like.device)  # a graph, a table, a packed sequence
-
-    def moved(tensor: Tensor) -> Tensor:
-        # As Lightning's plugins for 16 and for 64 bits do.
-        unusual = like.dtype != torch.float32 and tensor.is_floating_point()
-        return tensor.to(like.device, like.dtype if unusual else None)
-
-    if all(moved(tensor) is tensor for tensor in tensors_of(value)):
-        return value
-    return tree_map(moved, value)
 
 
 def with_progress(what: str, batches: Iterator[Any], count: int) -> Iterator[Any]:

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mcbn.tree import tree_map
+from mcbn.method.tree import tree_map
 
 if TYPE_CHECKING:
-    from mcbn.statistics import Substitution
+    from mcbn.method.statistics import Substitution
 
 # Below so many bytes, waiting takes longer than it saves.
 _WORTH_DEFERRING = 1 << 17

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mcbn.conduct import Conduct, Snapshot
-from mcbn.inputs import Inputs, cloned
-from mcbn.pooling import Deferred, finished, scale_and_shift, version, worth_deferring
-from mcbn.statistics import (
+from mcbn.method.conduct import Conduct, Snapshot
+from mcbn.method.inputs import Inputs, cloned
+from mcbn.method.pooling import Deferred, finished, scale_and_shift, version, worth_deferring
+from mcbn.method.statistics import (
     Handover,
     Layers,
     Substitution,
@@ -29,10 +29,10 @@ from mcbn.statistics import (
     part_of,
     recomputes,
 )
-from mcbn.tree import leaves, tensors_of, tree_map
+from mcbn.method.tree import leaves, tensors_of, tree_map
 
 if TYPE_CHECKING:
-    from mcbn.mc_batch_norm import MCBatchNorm
+    from mcbn.method.mc_batch_norm import MCBatchNorm
 
 # Where an operation has no rule, vmap runs it for each estimator, and that is all right here.
 warnings.filterwarnings("ignore", "There is a performance drop because we have not yet impl")

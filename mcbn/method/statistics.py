@@ -23,11 +23,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from mcbn.pooling import UNTRACKED, Deferred, Overwritten, nbytes, normalized
-from mcbn.tree import tensors_of
+from mcbn.method.pooling import UNTRACKED, Deferred, Overwritten, nbytes, normalized
+from mcbn.method.tree import tensors_of
 
 if TYPE_CHECKING:
-    from mcbn.estimators import Prefix
+    from mcbn.method.estimators import Prefix
 
 Layers = Mapping[str, _BatchNorm]
 Pair = tuple[Tensor, Tensor]  # a mean and a variance
@@ -296,7 +296,7 @@ def part_of(layer: _BatchNorm, view: Tensor | None) -> Tensor | None:
 def check_not_checkpointed() -> None:
     """Raise RuntimeError inside of a checkpoint, which will run its layers a second time."""
     frame = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") != "mcbn.estimators":
+    while frame is not None and frame.f_globals.get("__name__") != "mcbn.method.estimators":
         if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
             raise recomputes("torch.utils.checkpoint")
         frame = frame.f_back

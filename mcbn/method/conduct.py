@@ -18,8 +18,8 @@ import numpy as np
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mcbn.inputs import cloned, same, trace_of, walk
-from mcbn.tree import tensors_of
+from mcbn.method.inputs import cloned, same, trace_of, walk
+from mcbn.method.tree import tensors_of
 
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 
