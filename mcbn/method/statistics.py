@@ -245,7 +245,7 @@ class Substitution(TorchFunctionMode, ABC):
         """The layer whose running mean and variance these are, or views of them."""
         mean, var = handed.running_mean, handed.running_var
         if mean is None or var is None:
-            return _INSIDE.get()[-1]
+            return _INSIDE.get()[-1] if mean is var else None
         layer = self.source(mean)
         return layer if layer is self.source(var) else None
 
@@ -340,17 +340,17 @@ class MiniBatch(Substitution):
 
         A mode does not see another thread, a scripted function or an extension in C++.
         """
-        for layer in self.drawn:
-            layer._buffers = _Watched(layer._buffers)  # where torch.nn.Module looks one up
+        self.watched = {layer: _Watched(layer._buffers) for layer in self.drawn}
+        for layer, buffers in self.watched.items():
+            layer._buffers = buffers  # where torch.nn.Module looks one up
         return super().__enter__()
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         """Raise RuntimeError for a layer whose statistics something else has read."""
         super().__exit__(kind, error, traceback)
-        watched: Any = {layer: layer._buffers for layer in self.drawn}
-        for layer, buffers in watched.items():
-            layer._buffers = dict(buffers)
-        for layer, buffers in watched.items():
+        for layer in self.watched:
+            layer._buffers = dict(layer._buffers)
+        for layer, buffers in self.watched.items():
             if error is None and buffers.read and not self.drawn[layer]:
                 raise self.used_by(layer, "code that cannot be seen (a thread, a script, C++)")
 
