@@ -2222,6 +2222,7 @@ class Keeps(nn.Module):
         self.b, self.act = nn.BatchNorm1d(6), nn.Tanh()
         self.register_buffer("held", torch.zeros(6))
         self.count, self.feat, self.cache, self.previous = 0, None, None, None
+        self.total = int("1000")
         self.listed, self.by_name, self.box = [], {}, types.SimpleNamespace(h=None)
         self.queue: Any = deque(maxlen=3)
         if how == "hook":
@@ -2287,6 +2288,11 @@ class Keeps(nn.Module):
         self.count += 1
         return h
 
+    def _count_twice(self, h: Tensor, x: Tensor) -> Tensor:
+        self.total += 1  # the second number may lie where the one before the first lay
+        self.total += 1
+        return h
+
     def _count_before(self, h: Tensor, x: Tensor) -> Tensor:
         self.count += 1
         return self.b(x * self.count)
@@ -2346,6 +2352,7 @@ HOW = [
     "running average anew",
     "average of the input",
     "count",
+    "count twice",
     "count before",
     "turns",
     "count that decides",

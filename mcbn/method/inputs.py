@@ -170,17 +170,20 @@ def _same(ours: tuple[Any, Any], theirs: tuple[Any, Any]) -> bool:
     return True
 
 
-def trace_of(tree: Any) -> list[Any]:
-    """What is another list after a write into ``tree``."""
+def trace_of(tree: Any) -> Any:
+    """What is something else after a write into ``tree``."""
     if isinstance(tree, Tensor) or type(tree) in _PLAIN:
-        return [((), _mark(tree))]
+        return _mark(tree)
     return [(path, _mark(value)) for path, value in walk(tree)]
 
 
 def _mark(value: Any) -> Any:
     if isinstance(value, Tensor):
         return id(value), value.shape, version(value)
-    return value.tobytes() if isinstance(value, np.ndarray) else id(value)
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    # The id of a number may be that of the next but one.
+    return value if type(value) in _PLAIN else id(value)
 
 
 _WHOLE = (Tensor, nn.Module, type, ModuleType, FunctionType)
