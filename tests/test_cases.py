@@ -2393,6 +2393,20 @@ def test_h1_kept_tensors(how: str, wrap: Wrap) -> None:
     clear()
 
 
+def test_h_an_image_that_is_kept_in_fit_is_an_ordinary_tensor(wrap: Wrap) -> None:
+    """One that still waits for a pooling could be neither copied nor saved."""
+
+    def keeps(n: Net, x: Tensor) -> Tensor:
+        n.kept = n.b(x)
+        return F.max_pool2d(n.kept, 2)
+
+    mc = fitted(wrap, lambda: Net(keeps, b=nn.BatchNorm2d(6)), list(BIG))
+    net = build(lambda: Net(just_b, b=nn.BatchNorm2d(6)))
+    *_, last = estimators(net, draw(net, list(BIG)))
+    assert type(mc.model.kept) is Tensor
+    same(mc.model.kept, last(BIG[-1]).detach())
+
+
 def saved(mc: MCBatchNorm) -> None:
     """Copies, pickles and files of it hold the same statistics."""
     file = io.BytesIO()
@@ -2744,3 +2758,21 @@ def test_wrapper_says_which_way_it_took(wrap: Wrap) -> None:
     mc(X)
     assert len(mc.loop_reason.split()) > 3
     assert mc.loop_reason.split("\n")[0][:40] in repr(mc)
+
+
+def test_a_loop_is_remembered_where_the_next_one_would_be_no_other() -> None:
+    mc = fitted(wrapper, lambda: Keeps("cache of the shape"))
+    with torch.no_grad():
+        mc(X)
+        assert "keeps" in mc.loop_reason
+        mc(X)  # what it keeps of this size is there
+    assert mc.loop_reason is None
+
+    runs: list[Tensor] = []
+    mc = fitted(
+        wrapper, lambda: Net(lambda n, x: (runs.append(x), n.b(x) * n.b(x).max().item())[1])
+    )
+    mc(X)
+    runs.clear()
+    mc(X)
+    assert len(runs) == 4
