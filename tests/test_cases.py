@@ -2222,7 +2222,7 @@ class Keeps(nn.Module):
         self.b, self.act = nn.BatchNorm1d(6), nn.Tanh()
         self.register_buffer("held", torch.zeros(6))
         self.count, self.feat, self.cache, self.previous = 0, None, None, None
-        self.total = int("1000")
+        self.total, self.numbers = 1000, [0]
         self.listed, self.by_name, self.box = [], {}, types.SimpleNamespace(h=None)
         self.queue: Any = deque(maxlen=3)
         if how == "hook":
@@ -2286,6 +2286,10 @@ class Keeps(nn.Module):
 
     def _count(self, h: Tensor, x: Tensor) -> Tensor:
         self.count += 1
+        return h
+
+    def _list_of_numbers(self, h: Tensor, x: Tensor) -> Tensor:
+        self.numbers.append(len(h))
         return h
 
     def _count_twice(self, h: Tensor, x: Tensor) -> Tensor:
@@ -2352,6 +2356,7 @@ HOW = [
     "running average anew",
     "average of the input",
     "count",
+    "list of numbers",
     "count twice",
     "count before",
     "turns",
