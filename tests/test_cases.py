@@ -541,6 +541,12 @@ CASES |= {
     "B2 the batch's own statistics": layer(
         lambda m, x: F.batch_norm(x, None, None, m.weight, m.bias, True), refused="'b'"
     ),
+    "B2 the mean alone": layer(
+        lambda m, x: F.batch_norm(x, m.running_mean, torch.ones(6).double()), refused="'b'"
+    ),
+    "B2 the variance alone": layer(
+        lambda m, x: F.batch_norm(x, torch.zeros(6).double(), m.running_var), refused="'b'"
+    ),
     "B2 statistics copied": layer(
         lambda m, x: F.batch_norm(x, *(s.clone() for s in stats(m))), refused="'b'"
     ),
@@ -2216,6 +2222,7 @@ class Keeps(nn.Module):
         self.b, self.act = nn.BatchNorm1d(6), nn.Tanh()
         self.register_buffer("held", torch.zeros(6))
         self.count, self.feat, self.cache, self.previous = 0, None, None, None
+        self.total, self.numbers = 1000, [0]
         self.listed, self.by_name, self.box = [], {}, types.SimpleNamespace(h=None)
         self.queue: Any = deque(maxlen=3)
         if how == "hook":
@@ -2281,6 +2288,15 @@ class Keeps(nn.Module):
         self.count += 1
         return h
 
+    def _list_of_numbers(self, h: Tensor, x: Tensor) -> Tensor:
+        self.numbers.append(len(h))
+        return h
+
+    def _count_twice(self, h: Tensor, x: Tensor) -> Tensor:
+        self.total += 1  # the second number may lie where the one before the first lay
+        self.total += 1
+        return h
+
     def _count_before(self, h: Tensor, x: Tensor) -> Tensor:
         self.count += 1
         return self.b(x * self.count)
@@ -2340,6 +2356,8 @@ HOW = [
     "running average anew",
     "average of the input",
     "count",
+    "list of numbers",
+    "count twice",
     "count before",
     "turns",
     "count that decides",
@@ -2378,6 +2396,20 @@ def test_h1_kept_tensors(how: str, wrap: Wrap) -> None:
         same(mc.model.state(), states[i + 1])
         saved(mc)
     clear()
+
+
+def test_h_an_image_that_is_kept_in_fit_is_an_ordinary_tensor(wrap: Wrap) -> None:
+    """One that still waits for a pooling could be neither copied nor saved."""
+
+    def keeps(n: Net, x: Tensor) -> Tensor:
+        n.kept = n.b(x)
+        return F.max_pool2d(n.kept, 2)
+
+    mc = fitted(wrap, lambda: Net(keeps, b=nn.BatchNorm2d(6)), list(BIG))
+    net = build(lambda: Net(just_b, b=nn.BatchNorm2d(6)))
+    *_, last = estimators(net, draw(net, list(BIG)))
+    assert type(mc.model.kept) is Tensor
+    same(mc.model.kept, last(BIG[-1]).detach())
 
 
 def saved(mc: MCBatchNorm) -> None:
@@ -2731,3 +2763,21 @@ def test_wrapper_says_which_way_it_took(wrap: Wrap) -> None:
     mc(X)
     assert len(mc.loop_reason.split()) > 3
     assert mc.loop_reason.split("\n")[0][:40] in repr(mc)
+
+
+def test_a_loop_is_remembered_where_the_next_one_would_be_no_other() -> None:
+    mc = fitted(wrapper, lambda: Keeps("cache of the shape"))
+    with torch.no_grad():
+        mc(X)
+        assert "keeps" in mc.loop_reason
+        mc(X)  # what it keeps of this size is there
+    assert mc.loop_reason is None
+
+    runs: list[Tensor] = []
+    mc = fitted(
+        wrapper, lambda: Net(lambda n, x: (runs.append(x), n.b(x) * n.b(x).max().item())[1])
+    )
+    mc(X)
+    runs.clear()
+    mc(X)
+    assert len(runs) == 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -105,3 +107,16 @@ def default_inputs(batch: Any) -> Any:
     if is_dataclass(batch) and not isinstance(batch, type) and fields(batch):
         return getattr(batch, fields(batch)[0].name)
     return batch
+
+
+def with_progress(what: str, batches: Iterator[Any], count: int) -> Iterator[Any]:
+    """Show a progress bar, on a terminal, from the moment that it is worth one."""
+    start = time.monotonic()
+    for done, batch in enumerate(batches, start=1):
+        yield batch
+        if time.monotonic() - start > 2 and done < count and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import track
+
+            bar: Any = {"total": count, "completed": done, "transient": True}
+            yield from track(batches, what, console=Console(stderr=True), **bar)

@@ -18,53 +18,72 @@ import numpy as np
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mcbn.method.inputs import trace_of, walk
+from mcbn.method.inputs import cloned, same, trace_of, walk
 from mcbn.method.tree import tensors_of
 
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
-class Conduct:
-    """Compares what a network can reach before and after a plain pass.
+class Conduct(TorchFunctionMode):
+    """Compares what a network can reach before and after a pass.
+
+    As a context of a plain pass it also notes the tensors that come out of each function, to see
+    which ones somebody keeps: in a hook's list, say, or a global variable.
 
     Args:
         model: The network.
+        inputs: Its inputs.
+
+    Attributes:
+        given: A copy of the inputs, for that pass.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.states = _random_states()
-        self.traces = _traces(model)
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
+        super().__init__()
+        self.model, self.inputs, self.given = model, inputs, cloned(inputs)
+        self.trace, self.kept, self.states = trace_of(self.given), _kept(model), _random_states()
+        self.noted: list[weakref.ref[Tensor]] = []
 
-    def fault(self, may_remember: bool = False) -> str | None:
-        """What it did beside its output, in words; None if it did nothing.
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note what comes out."""
+        result = func(*args, **(kwargs or {}))
+        self.noted += map(weakref.ref, tensors_of(result))
+        return result
 
-        Args:
-            may_remember: Let it keep new tensors that do not depend on the estimator, as a mask for
-                inputs of another size.
-        """
+    def fault(self) -> str | None:
+        """What the network did beside its output, in words; None if it did nothing."""
         if _random_states() != self.states:
             return "the network draws random numbers from Python or NumPy"
-        for name, trace in _traces(self.model).items():
-            old = self.traces.get(name, [])
-            if trace != old and not (may_remember and _only_remembers(old, trace)):
+        kept = _kept(self.model)
+        for name in {**kept, **self.kept}:
+            if kept.get(name) != self.kept.get(name):
                 return f"the network keeps something of a pass, in {name}"
+        if self._any_survives():
+            return "the network keeps a tensor of a pass"
+        # Some writes leave a trace and no other value, some a value and no trace.
+        if trace_of(self.given) != self.trace or not same(self.given, self.inputs):
+            return "the network writes into its input"
         return None
 
+    def _any_survives(self) -> bool:
+        inputs = (value for _, value in walk(self.given))
+        own = (*self.model.parameters(), *self.model.buffers())
+        known = {id(value) for value in (None, *own, *inputs)}
 
-def _only_remembers(old: list[Any], new: list[Any]) -> bool:
-    added = [mark for place, mark in new if (place, mark) not in old]
-    return all(each in new for each in old) and all(
-        isinstance(mark, tuple) and mark[-1] is True for mark in added
-    )
+        def survivors() -> bool:
+            return any(id(ref()) not in known for ref in self.noted)
+
+        if survivors():
+            gc.collect()  # a cycle of references keeps them for a while
+        return survivors()
 
 
-def _traces(model: nn.Module) -> dict[str, Any]:
+def _kept(model: nn.Module) -> dict[str, Any]:
     """For each place in which a module keeps something, what changes when that does."""
     traces: dict[str, Any] = {}
     for prefix, module in model.named_modules():
-        kept = _own(module) | _own_buffers(module) | module._parameters
-        for name, value in kept.items():
+        own = {name: v for name, v in vars(module).items() if name not in _OF_EVERY_MODULE}
+        for name, value in (own | _own_buffers(module) | module._parameters).items():
             traces[f"{type(module).__name__}.{name} of {prefix or 'the network'}"] = trace_of(value)
     return traces
 
@@ -74,47 +93,16 @@ def _random_states() -> tuple[Any, ...]:
     return random.getstate(), state["state"]["pos"], state["state"]["key"].tobytes()
 
 
-class Survivors(TorchFunctionMode):
-    """The tensors of a pass that somebody keeps: in a module, a hook's list, a global variable."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.noted: list[weakref.ref[Tensor]] = []
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Note what comes out."""
-        result = func(*args, **(kwargs or {}))
-        self.noted += map(weakref.ref, tensors_of(result))
-        return result
-
-    def any(self, model: nn.Module, inputs: Any) -> bool:
-        """Whether some are there after the pass, and its output is gone."""
-        known = {id(t) for t in (*model.parameters(), *model.buffers())}
-        known |= {id(value) for _, value in walk(inputs) if isinstance(value, Tensor)}
-
-        def left() -> bool:
-            return any(id(t) not in known for t in (ref() for ref in self.noted) if t is not None)
-
-        if left():
-            gc.collect()  # a cycle of references keeps them for a while
-        return left()
-
-
 class Snapshot:
     """What a network keeps of its own, to be put back after a run that was not a plain pass.
 
     Args:
         modules: Its modules. Another thread may fit them meanwhile: statistics are left alone.
+        conditions: How it is called.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.modules = modules
+    def __init__(self, modules: Sequence[nn.Module], conditions: Any) -> None:
+        self.modules, self.conditions = modules, conditions
         self.attributes = [itemgetter(*vars(m).keys() - {"_buffers"}) for m in modules]
         # While these are held, the id of one is that of no other object.
         self.held = [({**vars(module)}, _own_buffers(module)) for module in modules]
@@ -140,9 +128,10 @@ class Snapshot:
                 marks += map(id, _own_buffers(module).values())
         return marks
 
-    def holds_for(self, modules: Sequence[nn.Module]) -> bool:
-        """Whether these are the same modules, as they were."""
-        return self.modules == modules and self.current_marks() == self.marks
+    def holds_for(self, modules: Sequence[nn.Module], conditions: Any) -> bool:
+        """Whether these are the same modules, as they were, and are called in the same way."""
+        called_alike = self.conditions == conditions
+        return called_alike and self.modules == modules and self.current_marks() == self.marks
 
     def versions(self) -> list[int]:
         """What is another list after a write into a parameter or a buffer."""
@@ -159,10 +148,6 @@ class Snapshot:
                 for name in now - before.keys():
                     del holder[name]
                 holder.update(before)
-
-
-def _own(module: nn.Module) -> dict[str, Any]:
-    return {name: v for name, v in vars(module).items() if name not in _OF_EVERY_MODULE}
 
 
 def _own_buffers(module: nn.Module) -> dict[str, Any]:

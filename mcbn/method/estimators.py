@@ -9,38 +9,30 @@ memory; what the network computes before they differ, the first of these chunks 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mcbn.method.conduct import Conduct, Snapshot
-from mcbn.method.inputs import Inputs
-from mcbn.method.pooling import (
-    UNTRACKED,
-    Deferred,
-    finished,
-    scale_and_shift,
-    version,
-    worth_deferring,
-)
+from mcbn.method.inputs import Inputs, cloned
+from mcbn.method.pooling import Deferred, finished, scale_and_shift, version, worth_deferring
 from mcbn.method.statistics import (
-    MARKS,
     Handover,
     Layers,
-    Pair,
     Substitution,
     called_otherwise,
-    held,
     part_of,
     recomputes,
 )
 from mcbn.method.tree import leaves, tensors_of, tree_map
+
+if TYPE_CHECKING:
+    from mcbn.method.mc_batch_norm import MCBatchNorm
 
 # Where an operation has no rule, vmap runs it for each estimator, and that is all right here.
 warnings.filterwarnings("ignore", "There is a performance drop because we have not yet impl")
@@ -53,20 +45,23 @@ class Plan:
     Attributes:
         loop_reason: Why the last prediction took the plain loop; None if it did not.
         loops: Whether the next one takes it without trying anything else.
-        mapped: Whether one went without the loop.
-        snapshot: What the network was like, that time,
-        conditions: and how it was called.
-        growth: Bytes of the largest normalized activation for each byte of input, if known.
-        pooled: The names of the layers with a max-pooling behind them, if known.
+        snapshot: What the network was like, and how it was called, the last time without the loop.
+        growth: Bytes of the largest normalized activation for each byte of input. Before anything
+            is known of the network, its activations are taken to be large.
+        pooled: The layers with a max-pooling behind them, if known.
     """
 
     loop_reason: str | None = None
     loops: bool = False
-    mapped: bool = False
     snapshot: Snapshot | None = field(default=None, repr=False)
-    conditions: Any = field(default=None, repr=False)
-    growth: float | None = None
-    pooled: frozenset[str] | None = None
+    growth: float = 16.0
+    pooled: set[_BatchNorm] | None = None
+
+    def learn(self, run: Substitution, nbytes: int) -> None:
+        """Remember of a run with inputs of so many bytes what helps the next one."""
+        self.growth = run.largest / max(1, nbytes)
+        if self.pooled is None and run.waiting:
+            self.pooled = run.pooled
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what concerns this network alone, in a copy or a file."""
@@ -136,93 +131,40 @@ def _is_mapped(tensor: Tensor) -> bool:
 
 # --- One pass of the network -------------------------------------------------------------------
 
-Drawn = Mapping[Any, Sequence[tuple[Tensor, ...]]]
-
-_REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # pyright: ignore[reportAttributeAccessIssue]
-_MAKERS: set[Any] = {torch.tensor, torch.as_tensor, torch.from_numpy, torch.asarray}
-_GRAD_FN: Any = Tensor.grad_fn.__get__  # pyright: ignore
-_LOOKED_AT = {_REQUIRES_GRAD, _GRAD_FN, *UNTRACKED, *_MAKERS}
-
 
 class Estimators(Substitution):
     """Puts in statistics that were drawn before, of one estimator or of several under vmap.
 
     Args:
-        layers: The network's batch norm layers by name.
         drawn: For each layer and each call of it, a mean and a variance ``(num_features,)``; of
             several estimators without gradients, also the scale and the shift that these come to
             with the layer's own weight, bias and eps.
-        count: How many estimators these are of, on an axis of ``torch.vmap`` if more than one.
-        prefix: What was, or is to be, computed once for all; None to compute all of it.
-        waiting: The layers whose output waits for a max-pooling, to let it go first.
-        plain: Whether it is the network's own pass and nothing else.
+        others: For :class:`Substitution`.
     """
 
-    def __init__(
-        self,
-        layers: Layers,
-        drawn: Drawn,
-        count: int,
-        prefix: Prefix | None = None,
-        waiting: Iterable[nn.Module] = (),
-        plain: bool = False,
-    ) -> None:
-        super().__init__(layers, count, waiting)
-        self.drawn, self.prefix, self.plain = drawn, prefix, plain
+    def __init__(self, drawn: Mapping[Any, Sequence[tuple[Tensor, ...]]], *others: Any) -> None:
+        super().__init__(*others)
+        self.drawn = drawn
 
-    def statistics(self, layer: Any, call: int, handed: Handover) -> Pair:
+    def statistics(self, layer: Any, call: int, handed: Handover) -> tuple[Tensor, Tensor, Any]:
         """Those of this call; RuntimeError where none were drawn."""
         calls = self.drawn[layer]
         if call >= len(calls):
             raise called_otherwise(layer, call + 1, len(calls))
-        mean, var, *_ = calls[call]
-        part = part_of(layer, handed.mean)
-        return (mean, var) if part is None else (mean[part], var[part])
-
-    def scale_and_shift(self, layer: Any, call: int, handed: Handover) -> Pair | None:
-        """Those computed before, without gradients, if the layer hands over what is its own."""
-        own = layer._parameters
-        if (
-            self.count == 1
-            or self.grad
+        mean, var, *ready = calls[call]
+        own, (_, running_mean, _, weight, bias, *_, eps) = layer._parameters, handed
+        part = part_of(layer, running_mean)
+        if part is not None:
+            mean, var, ready = mean[part], var[part], []
+        if self.count > 1 and (
+            not ready
             or torch.is_grad_enabled()
-            or handed.mean is not layer.running_mean
-            or handed.weight is not own.get("weight")
-            or handed.bias is not own.get("bias")
-            or handed.eps != layer.eps
+            or weight is not own.get("weight")
+            or bias is not own.get("bias")
+            or eps != layer.eps
         ):
-            return None
-        _, _, scale, shift = self.drawn[layer][call]
-        return scale, shift
-
-    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """Ask the prefix."""
-        return compute() if self.prefix is None else self.prefix.once(key, compute)
-
-    def differ(self) -> None:
-        """Close the prefix."""
-        if self.prefix is not None:
-            self.prefix.close()
-
-    def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Share what is the same for all estimators."""
-        if func in _LOOKED_AT and not self.plain:
-            if func in UNTRACKED:
-                raise RuntimeError(f"the network uses {func.__name__}, past what PyTorch records")
-            if func in _MAKERS and args and isinstance(args[0], np.ndarray):
-                raise RuntimeError("the network makes a tensor of NumPy's numbers")
-            if func == _GRAD_FN and self.count > 1 and self.grad:
-                raise RuntimeError("the network looks at the graph of its gradients")
-            if func == _REQUIRES_GRAD and self.count > 1 and self.grad:
-                return torch.func.debug_unwrap(args[0]).requires_grad  # vmap says False
-        prefix = self.prefix
-        if prefix is None or (not prefix.open and prefix.position == len(prefix.log)):
-            return func(*args, **kwargs)
-        if args and type(args[0]) is Deferred:  # it asks by itself
-            return func(*args, **kwargs)
-        if kwargs.get("generator") is not None:
-            prefix.drew = True
-        return prefix.once(func, lambda: func(*args, **kwargs))
+            ready = scale_and_shift(mean, var, weight, bias, eps)
+        return mean, var, ready or None
 
 
 def _run(
@@ -231,52 +173,45 @@ def _run(
     start: int,
     count: int,
     inputs: Any,
-    **sharing: Any,
+    prefix: Prefix | None = None,
+    waiting: Iterable[_BatchNorm] = (),
 ) -> tuple[Any, Estimators]:
-    """A pass for some estimators: the output with their axis, and what it was run with.
-
-    ``sharing`` is for :class:`Estimators`.
-    """
+    """A pass for some estimators: the output with their axis, and what it was run with."""
     args, kwargs = inputs
-    if count == 1:
-        held_here = {layer: held(layer, start, start + 1) for layer in layers.values()}
-        drawn = {layer: list(zip(m[0], v[0], strict=True)) for layer, (m, v) in held_here.items()}
-        run = Estimators(layers, drawn, 1, **sharing)
-        with run:
-            output = finished(model(*args, **kwargs))
-        _check_recomputation(run, output)
-        _check_leaves(output)
-        return tree_map(lambda t: t.unsqueeze(0), output), run
-
-    # vmap returns tensors only: what they stood in is kept aside, and filled again.
-    aside: list[Any] = []
     numbers = {layer: _numbers(layer, start, start + count) for layer in layers.values()}
+    flat = [number for calls in numbers.values() for call in calls for number in call]
+    # vmap takes and returns tensors only: what they stood in is kept aside, and filled again.
+    aside: list[Any] = []
 
-    def mapped(flat: list[Tensor]) -> list[Tensor]:
+    def one(flat: list[Tensor]) -> list[Tensor]:
         values = iter(flat)
         drawn = {
             layer: [tuple(next(values) for _ in call) for call in calls]
             for layer, calls in numbers.items()
         }
-        run = Estimators(layers, drawn, count, **sharing)
+        run = Estimators(drawn, layers, count, prefix, waiting)
         with run:
             output = finished(model(*args, **kwargs))
+        _check_leaves(output)
         aside.extend((run, output))
         return tensors_of(output)
 
-    # What a checkpoint saves under vmap cannot be used after it.
-    with torch.autograd.graph.disable_saved_tensors_hooks("it saves tensors in its own way"):
-        flat = [value for calls in numbers.values() for call in calls for value in call]
-        tensors = iter(torch.vmap(mapped, randomness="different")(flat))
+    if count == 1:
+        tensors = [tensor.unsqueeze(0) for tensor in one([number[0] for number in flat])]
+        _check_recomputation(*aside)
+    else:
+        # What a checkpoint saves under vmap cannot be used after it.
+        with torch.autograd.graph.disable_saved_tensors_hooks("it saves tensors in its own way"):
+            tensors = torch.vmap(one, randomness="different")(flat)
     run, output = aside
-    _check_leaves(output)
-    return tree_map(lambda _: next(tensors), output), run
+    values = iter(tensors)
+    return tree_map(lambda _: next(values), output), run
 
 
 def _numbers(layer: Any, start: int, stop: int) -> list[tuple[Tensor, ...]]:
     """For each call, what :class:`Estimators` needs of so many of them."""
-    numbers = held(layer, start, stop)
-    if not torch.is_grad_enabled():
+    numbers = layer.mc_mean[start:stop], layer.mc_var[start:stop]
+    if stop - start > 1 and not torch.is_grad_enabled():
         own = layer._parameters
         numbers += scale_and_shift(*numbers, own.get("weight"), own.get("bias"), layer.eps)
     return list(zip(*(number.unbind(1) for number in numbers), strict=True))
@@ -299,19 +234,11 @@ def _check_recomputation(run: Substitution, output: Any) -> None:
 # --- All passes --------------------------------------------------------------------------------
 
 
-def predict(
-    model: nn.Module,
-    layers: Layers,
-    num_estimators: int,
-    plan: Plan,
-    chunk_bytes: int,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
+def predict(mc: MCBatchNorm, layers: Layers, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The network's output, every tensor of it with a leading axis ``num_estimators``.
 
-    At most so many estimators run at once that their largest activation stays below
-    ``chunk_bytes``; one always does. ``plan`` is brought up to date.
+    At most so many estimators run at once that their largest activation stays below the wrapper's
+    ``chunk_bytes``; one always does. Its plan is brought up to date.
 
     Raises:
         RuntimeError: A layer is called more often than in ``fit``, or would run in a backward pass.
@@ -319,40 +246,45 @@ def predict(
         ValueError: A layer gets another number of channels than its own, or the output has another
             shape or structure for each estimator.
     """
-    inputs = Inputs(args, kwargs)
-    modules = list(model.modules())
-    reason = plan.loop_reason if plan.loops else _why_loop(modules)
+    plan, inputs, modules = mc._plan, Inputs(args, kwargs), list(mc.model.modules())
+    reason, loops = plan.loop_reason if plan.loops else _why_loop(modules), plan.loops
     if reason is None:
-        snapshot, conduct = plan.snapshot, None
-        if not (snapshot and inputs.conditions == plan.conditions and snapshot.holds_for(modules)):
-            # What is called in another way than the last time may do other things.
-            snapshot, conduct = Snapshot(modules), Conduct(model)
+        snapshot = plan.snapshot
+        known = snapshot is not None and snapshot.holds_for(modules, inputs.conditions)
+        if snapshot is None or not known:
+            snapshot = Snapshot(modules, inputs.conditions)
         versions = snapshot.versions()
         try:
-            given = inputs.given if conduct is None else inputs.fresh()
-            output = _in_chunks(model, layers, num_estimators, plan, chunk_bytes, given, inputs)
-            fault = conduct and (conduct.fault(may_remember=True) or inputs.fault())
-            if not fault and not (snapshot.holds_for(modules) and snapshot.versions() == versions):
-                fault = "the network keeps something of a pass"
+            # What is called in another way than the last time may do other things.
+            conduct = None if known else Conduct(mc.model, inputs.given)
+            given = inputs.given if conduct is None else conduct.given
+            output = _in_chunks(mc, layers, plan, given, inputs.nbytes)
+            fault = conduct and conduct.fault()
+            if inputs.written():
+                fault = "the network writes into its input"
+            elif not (
+                snapshot.holds_for(modules, inputs.conditions) and snapshot.versions() == versions
+            ):
+                fault = fault or "the network keeps something of a pass"
             if fault:
                 raise _DoesMore(fault)
-        except Exception as error:  # if it is not vmap's, the loop raises it as well
+        except BaseException as error:
             snapshot.restore()
-            if type(error).__module__ == "torch.utils.checkpoint":
-                raise  # it is how a checkpoint around the wrapper stops
-            inputs.check_unwritten(error)
-            reason = _first_sentence(error)
-            output = _loop(model, layers, num_estimators, inputs)
-            plan.loops = not isinstance(error, _DoesMore)
-        except BaseException:  # an interrupt leaves no tensor of vmap's either
-            snapshot.restore()
-            raise
+            is_a_stop = type(error).__module__ == "torch.utils.checkpoint"  # of one around mcbn
+            if is_a_stop or not isinstance(error, Exception):
+                raise
+            if inputs.written():
+                raise RuntimeError(
+                    "the network writes into its input, as it did not in fit; build the wrapper "
+                    "with path='loop'."
+                ) from error
+            # If it is not vmap's, the loop raises it as well.
+            reason, loops = _first_sentence(error), not isinstance(error, _DoesMore)
         else:
-            inputs.check_unwritten(None)
-            plan.mapped, plan.snapshot, plan.conditions = True, snapshot, inputs.conditions
-    else:
-        output = _loop(model, layers, num_estimators, inputs)
-    plan.loop_reason = reason
+            plan.loop_reason, plan.snapshot = None, snapshot
+            return output
+    output = _loop(mc, layers, inputs.given)
+    plan.loop_reason, plan.loops = reason, loops
     return output
 
 
@@ -360,59 +292,39 @@ class _DoesMore(RuntimeError):
     """What the network did this time it may not do the next time."""
 
 
-def _loop(model: nn.Module, layers: Layers, num_estimators: int, inputs: Inputs) -> Any:
+def _loop(mc: MCBatchNorm, layers: Layers, given: Any) -> Any:
     """One plain pass after another; the last one gets the caller's own objects."""
     outputs: list[Any] = []
-    for estimator in range(num_estimators):
-        given = inputs.given if estimator == num_estimators - 1 else inputs.fresh()
-        outputs.append(_run(model, layers, estimator, 1, given, plain=True)[0])
+    for estimator in range(mc.num_estimators):
+        inputs = given if estimator == mc.num_estimators - 1 else cloned(given)
+        outputs.append(_run(mc.model, layers, estimator, 1, inputs)[0])
     return _joined(outputs)
 
 
-@contextmanager
-def _recorded() -> Iterator[None]:
-    """Where tensors count how often they are written into: not in inference mode."""
-    if not torch.is_inference_mode_enabled():
-        yield
-        return
-    with torch.inference_mode(False), torch.no_grad():
-        yield
+# Measured on two cores: activations beyond this leave the cache. On a GPU launches are what costs.
+_CHUNK_BYTES_CPU = 8 << 20
+_CHUNK_BYTES_ELSEWHERE = 1 << 30
 
 
-_UNKNOWN_GROWTH = 16.0
-
-
-def _in_chunks(
-    model: nn.Module,
-    layers: Layers,
-    num_estimators: int,
-    plan: Plan,
-    chunk_bytes: int,
-    given: Any,
-    inputs: Inputs,
-) -> Any:
-    size = max(1, inputs.nbytes)
+def _in_chunks(mc: MCBatchNorm, layers: Layers, plan: Plan, given: Any, nbytes: int) -> Any:
+    on_cpu = next(iter(layers.values())).mc_mean.device.type == "cpu"
+    budget = mc.chunk_bytes or (_CHUNK_BYTES_CPU if on_cpu else _CHUNK_BYTES_ELSEWHERE)
     outputs: list[Any] = []
     prefix: Prefix | None = None
-    done = 0
-    while done < num_estimators:
-        # Before anything is known of the network, its activations are taken to be large.
-        growth = _UNKNOWN_GROWTH if plan.growth is None else plan.growth
-        fitting = int(chunk_bytes // max(1.0, growth * size))
-        left = num_estimators - done
-        num_chunks = -(-left // max(1, min(fitting, left)))
+    done, grad = 0, torch.is_grad_enabled()
+    while done < mc.num_estimators:
+        one, left = plan.growth * max(1, nbytes), mc.num_estimators - done
+        num_chunks = -(-left // max(1, int(budget // max(1.0, one))))
         chunk = -(-left // num_chunks)
-        pooled = layers.keys() if plan.pooled is None else plan.pooled
-        waiting = [layers[n] for n in pooled] if worth_deferring(chunk * growth * size) else []
-        # Where all run at once and nothing waits, nothing is kept that must not be written into.
-        with nullcontext() if chunk == num_estimators and not waiting else _recorded():
-            if chunk < num_estimators and (prefix is None or not prefix.restart()):
-                prefix = Prefix(given)
-            output, run = _run(model, layers, done, chunk, given, prefix=prefix, waiting=waiting)
+        pooled = layers.values() if plan.pooled is None else plan.pooled
+        waiting = pooled if worth_deferring(chunk * one) else ()
+        # In inference mode tensors do not count how often they are written into.
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            if chunk < mc.num_estimators:
+                prefix = prefix if prefix is not None and prefix.restart() else Prefix(given)
+            output, run = _run(mc.model, layers, done, chunk, given, prefix, waiting)
         outputs.append(output)
-        plan.growth = run.largest / size
-        if plan.pooled is None and run.waiting:
-            plan.pooled = run.names_pooled
+        plan.learn(run, nbytes)
         done += chunk
     return _joined(outputs)
 
@@ -432,7 +344,7 @@ def _why_loop(modules: Sequence[nn.Module]) -> str | None:
         hooks += module._backward_pre_hooks.values()
     for hook in hooks:
         # Those of torch's own, such as weight norm's, look at weights or count operations.
-        if hook not in MARKS and not str(getattr(hook, "__module__", "")).startswith("torch."):
+        if str(getattr(hook, "__module__", "")).split(".")[0] not in ("torch", "mcbn"):
             return "the network has a hook, which sees one estimator at a time"
     return None
 
@@ -460,9 +372,9 @@ def _check_leaves(output: Any) -> None:
 
 def _joined(outputs: list[Any]) -> Any:
     """Concatenate outputs along the axis of the estimators, with errors in words."""
-    first, *rest = (dict(leaves(output)) for output in outputs)
-    if not rest:
+    if len(outputs) == 1:
         return outputs[0]
+    first, *rest = trees = [dict(leaves(output)) for output in outputs]
     for other in rest:
         if other.keys() != first.keys():
             differing = sorted(first.keys() ^ other.keys())[0]
@@ -471,24 +383,23 @@ def _joined(outputs: list[Any]) -> Any:
                 f"wanted one structure for all; {_FIXED}"
             )
     columns: list[Tensor] = []
-    for path, leaf in first.items():
-        column = [leaf, *(other[path] for other in rest)]
-        if not isinstance(leaf, Tensor):
-            if any(type(each) is not type(leaf) or each != leaf for each in column):
-                raise TypeError(
-                    f"the network's {path} is a {type(leaf).__name__} that is not the same for all "
-                    "estimators; return a tensor in its place."
-                )
+    for path in first:
+        column = [tree[path] for tree in trees]
+        if all(isinstance(each, Tensor) for each in column):
+            for each in column:  # their sizes may be symbols, which have no hash
+                if each.shape[1:] != column[0].shape[1:]:
+                    raise ValueError(
+                        f"the network's {path} has sizes {tuple(column[0].shape[1:])} and "
+                        f"{tuple(each.shape[1:])} for different estimators, wanted one; {_FIXED}"
+                    )
+            columns.append(torch.cat(column))
             continue
-        if not all(isinstance(each, Tensor) for each in column):
-            raise ValueError(f"the network's {path} is a tensor for some estimators only; {_FIXED}")
-        for each in column:
-            if each.shape[1:] != leaf.shape[1:]:
-                raise ValueError(
-                    f"the network's {path} has sizes {tuple(leaf.shape[1:])} and "
-                    f"{tuple(each.shape[1:])} for different estimators, wanted one; {_FIXED}"
-                )
-        columns.append(torch.cat(column))
+        kinds = dict.fromkeys(type(each).__name__ for each in column)
+        if len(kinds) > 1 or any(each != column[0] for each in column):
+            raise TypeError(
+                f"the network's {path} is a {' or a '.join(kinds)} that is not the same for all "
+                "estimators; return a tensor in its place."
+            )
     tensors = iter(columns)
     return tree_map(lambda _: next(tensors), outputs[0])
 
@@ -503,28 +414,24 @@ _FIXED = (
 
 
 def predict_traced(
-    model: nn.Module,
-    layers: Layers,
-    num_estimators: int,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    mc: MCBatchNorm, layers: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """The same as one plain graph, for ``torch.compile`` and ``torch.export`` to see."""
     buffers: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        mean, var = held(layer, 0, num_estimators)
-        if mean.shape[1]:
-            buffers |= {f"{name}.running_mean": mean[:, 0], f"{name}.running_var": var[:, 0]}
+        if layer.mc_mean.shape[1]:
+            buffers[f"{name}.running_mean"] = layer.mc_mean[:, 0]
+            buffers[f"{name}.running_var"] = layer.mc_var[:, 0]
 
     def one(statistics: dict[str, Tensor]) -> Any:
-        return functional_call(model, statistics, args, kwargs)
+        return functional_call(mc.model, statistics, args, kwargs)
 
     if not torch.compiler.is_exporting():
         return torch.vmap(one, randomness="different")(buffers)
     # Under vmap, export would fix the size of the batch.
     outputs = [
         tree_map(lambda t: t.unsqueeze(0), one({name: b[s] for name, b in buffers.items()}))
-        for s in range(num_estimators)
+        for s in range(mc.num_estimators)
     ]
     return _joined(outputs)
 

@@ -1,4 +1,4 @@
-"""A network's inputs, each time as they were given.
+"""A network's inputs: found in a batch, and each time as they were given.
 
 A network may write into them. Every estimator is to see what the caller gave, and afterwards the
 caller's objects are to be what one plain pass leaves.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -17,20 +18,64 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mcbn.checks import check_has_values
+from mcbn.data.batches import default_inputs
 from mcbn.method.pooling import nbytes, version
-from mcbn.method.tree import children_of
+from mcbn.method.tree import children_of, tensors_of, tree_map
+
+
+def network_inputs(
+    batch: Any, input_fn: Callable[[Any], Any] | None, like: Tensor | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a network is called with for this batch: arguments by position and by name.
+
+    Args:
+        batch: What a loader gave.
+        input_fn: Picks the inputs; by default they are the first part.
+        like: A tensor of the network's device and precision, if it has one.
+
+    Raises:
+        TypeError: There is no tensor in what was picked.
+        ValueError: A tensor is on the meta device.
+    """
+    chosen = (input_fn or default_inputs)(batch)
+    if not any(isinstance(value, Tensor) for _, value in walk(chosen)):
+        raise TypeError(
+            f"the inputs found in a batch are a {type(chosen).__name__} without a tensor; pass "
+            "input_fn=, a function from a batch to the network's inputs."
+        )
+    for tensor in tensors_of(chosen):
+        check_has_values(input=tensor)
+    if like is not None:
+        chosen = _moved(chosen, like)
+    if type(chosen) is dict:
+        return (), chosen
+    return chosen if type(chosen) is tuple else (chosen,), {}
+
+
+def _moved(value: Any, like: Tensor) -> Any:
+    """Inputs on the device of ``like``; in its precision if that is not the usual one."""
+    if type(value) in (tuple, list):
+        return type(value)(_moved(each, like) for each in value)
+    if type(value) is dict:
+        return {name: _moved(each, like) for name, each in value.items()}
+    if not isinstance(value, Tensor) and callable(getattr(value, "to", None)):
+        return value.to(like.device)  # a graph, a table, a packed sequence
+
+    def moved(tensor: Tensor) -> Tensor:
+        # As Lightning's plugins for 16 and for 64 bits do.
+        unusual = like.dtype != torch.float32 and tensor.is_floating_point()
+        return tensor.to(like.device, like.dtype if unusual else None)
+
+    if all(moved(tensor) is tensor for tensor in tensors_of(value)):
+        return value
+    return tree_map(moved, value)
 
 
 class _Cloning(TorchFunctionMode):
     """Within this context a tensor's deep copy is a clone, which gradients go through."""
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not Tensor.__deepcopy__ or isinstance(args[0], nn.Parameter):
             return func(*args, **(kwargs or {}))
         tensor, memo = args
@@ -42,21 +87,14 @@ class _Cloning(TorchFunctionMode):
         """A clone; of a part of a tensor before, the same part of that one's clone."""
         if tensor.layout is not torch.strided or torch.func.debug_unwrap(tensor) is not tensor:
             return tensor.clone()  # it has no storage to share
-        whole, copied = memo.setdefault(tensor.untyped_storage().data_ptr(), (tensor, None))
-        if copied is not None:
+        storage = tensor.untyped_storage().data_ptr()
+        whole, copied = memo.get(storage, (tensor, None))
+        if copied is not None and whole.stride() == copied.stride():
             offset = int(tensor.storage_offset() - whole.storage_offset())
-            reach = sum(
-                (n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)
-            )
-            if (
-                offset >= 0
-                and offset + reach < copied.numel()
-                and whole.stride() == copied.stride()
-            ):
+            with suppress(RuntimeError):  # it reaches beyond the other one
                 return copied.as_strided(tensor.shape, tensor.stride(), offset)
-        copied = tensor.clone()
-        memo[tensor.untyped_storage().data_ptr()] = tensor, copied
-        return copied
+        memo[storage] = tensor, tensor.clone()
+        return memo[storage][1]
 
 
 def copied_network(model: nn.Module) -> nn.Module:
@@ -103,30 +141,10 @@ class Inputs:
         self.trace = [(path, _mark(value)) for path, value in items]
         self.conditions = [(path, _kind(value)) for path, value in items]
         self.nbytes = sum(nbytes(value) for _, value in items if isinstance(value, Tensor))
-        self.copy: Any = None
-        self.copy_trace: Any = None
 
-    def fresh(self) -> Any:
-        """A copy for one pass."""
-        self.copy = cloned(self.given)
-        self.copy_trace = trace_of(self.copy)
-        return self.copy
-
-    def fault(self) -> str | None:
-        """Whether a pass has written into its copy, in words."""
-        # Some writes leave a trace and no other value, some a value and no trace.
-        written = self.copy is not None and (
-            trace_of(self.copy) != self.copy_trace or not same(self.copy, self.given)
-        )
-        return "the network writes into its input" if written else None
-
-    def check_unwritten(self, error: Exception | None) -> None:
-        """Raise RuntimeError if a run that is no plain pass wrote into the caller's own objects."""
-        if trace_of(self.given) != self.trace:
-            raise RuntimeError(
-                "the network writes into its input, as it did not in fit; build the wrapper with "
-                "path='loop'."
-            ) from error
+    def written(self) -> bool:
+        """Whether something has been written into them."""
+        return trace_of(self.given) != self.trace
 
 
 def _kind(value: Any) -> Any:
@@ -137,12 +155,12 @@ def _kind(value: Any) -> Any:
 
 def same(tree: Any, other: Any) -> bool:
     """Whether a copy holds what it was made of."""
-    pairs = list(zip(walk(tree), walk(other), strict=False))
-    return len(list(walk(tree))) == len(list(walk(other))) and all(map(_same, pairs))
+    ours, theirs = list(walk(tree)), list(walk(other))
+    return len(ours) == len(theirs) and all(map(_same, ours, theirs))
 
 
-def _same(pair: Any) -> bool:
-    (path, a), (other_path, b) = pair
+def _same(ours: tuple[Any, Any], theirs: tuple[Any, Any]) -> bool:
+    (path, a), (other_path, b) = ours, theirs
     if path != other_path or type(a) is not type(b):
         return False
     if isinstance(a, Tensor) and a.layout is not torch.strided:
@@ -152,17 +170,20 @@ def _same(pair: Any) -> bool:
     return True
 
 
-def trace_of(tree: Any) -> list[Any]:
-    """What is another list after a write into ``tree``."""
+def trace_of(tree: Any) -> Any:
+    """What is something else after a write into ``tree``."""
     if isinstance(tree, Tensor) or type(tree) in _PLAIN:
-        return [((), _mark(tree))]
+        return _mark(tree)
     return [(path, _mark(value)) for path, value in walk(tree)]
 
 
 def _mark(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return id(value), value.shape, version(value), torch.func.debug_unwrap(value) is value
-    return value.tobytes() if isinstance(value, np.ndarray) else id(value)
+        return id(value), value.shape, version(value)
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    # The id of a number may be that of the next but one.
+    return value if type(value) in _PLAIN else id(value)
 
 
 _WHOLE = (Tensor, nn.Module, type, ModuleType, FunctionType)

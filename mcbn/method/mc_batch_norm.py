@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -18,16 +16,15 @@ from torch import Tensor, distributed, nn
 from mcbn.checks import (
     check_callable,
     check_count,
-    check_has_values,
     check_module,
     check_number,
     check_type,
 )
-from mcbn.data.batches import default_inputs, draw_batches
-from mcbn.method.conduct import Conduct, Survivors
+from mcbn.data.batches import draw_batches, with_progress
+from mcbn.method.conduct import Conduct
 from mcbn.method.distances import warn_if_unfit
 from mcbn.method.estimators import Plan, is_traceable, predict, predict_traced
-from mcbn.method.inputs import cloned, copied_network, same, walk
+from mcbn.method.inputs import cloned, copied_network, network_inputs
 from mcbn.method.pooling import Overwritten, nbytes
 from mcbn.method.statistics import (
     MiniBatch,
@@ -35,17 +32,13 @@ from mcbn.method.statistics import (
     batch_norms,
     called_otherwise,
     keep_statistics,
-    watching,
 )
-from mcbn.method.tree import tensors_of, tree_map
+from mcbn.method.tree import tensors_of
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+Drawn = tuple[list[int], dict[Any, Pair], Plan]
 
 _DETERMINISTIC: ContextVar[bool] = ContextVar("mcbn_deterministic", default=False)
-
-# Measured on two cores: activations beyond this leave the cache. On a GPU launches are what costs.
-_CHUNK_BYTES_CPU = 8 << 20
-_CHUNK_BYTES_ELSEWHERE = 1 << 30
 
 
 class MCBatchNorm(nn.Module):
@@ -118,11 +111,11 @@ class MCBatchNorm(nn.Module):
                     f"{name or 'the model'} is a ScriptModule, whose layers cannot be reached; "
                     "wrap the module before scripting."
                 )
-        if any(isinstance(module, MCBatchNorm) for module in model.modules()):
-            raise ValueError(
-                f"the {type(model).__name__} holds an MCBatchNorm already; pass the network in it, "
-                "its .model."
-            )
+            if isinstance(module, MCBatchNorm):
+                raise ValueError(
+                    f"the {type(model).__name__} holds an MCBatchNorm already; pass the network in "
+                    "it, its .model."
+                )
         tensors = (*model.parameters(), *model.buffers())
         if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
             raise ValueError(
@@ -134,9 +127,7 @@ class MCBatchNorm(nn.Module):
         check_count("mc_batch_size", mc_batch_size)
         if chunk_bytes is not None:
             check_count("chunk_bytes", chunk_bytes)
-        check_type("correction", correction, int, "0 (biased) or 1 (unbiased)")
-        if correction not in (0, 1):
-            raise ValueError(f"correction={correction!r}; it is 0 (biased) or 1 (unbiased).")
+        check_number("correction", correction, "0 (biased) or 1 (unbiased)", lambda c: c in (0, 1))
         check_number("momentum", momentum, "a number above 0, at most 1", lambda m: 0 < m <= 1)
         if path not in ("auto", "loop"):
             raise ValueError(f"path={path!r}; it is 'auto' or 'loop'.")
@@ -154,13 +145,14 @@ class MCBatchNorm(nn.Module):
                 "it was traced or exported, wrap the module before that."
             )
         for name, layer in layers.items():
-            if momentum < 1 and not layer.track_running_stats:
+            if momentum < 1 and layer.running_mean is None:
                 raise ValueError(
                     f"momentum={momentum} blends into the running statistics, but layer {name!r} "
                     "keeps none; use momentum=1.0."
                 )
             keep_statistics(layer)
             self._check_number(name, layer)
+        self.register_load_state_dict_pre_hook(_before_loading)
         self._plan = self._new_plan()
         self.train(model.training)
 
@@ -208,7 +200,7 @@ class MCBatchNorm(nn.Module):
                 another number of channels than its own, a statistic is not finite, or the network
                 is on the meta device.
         """
-        drawn, plan = self._draw_together(data, self.num_estimators, generator, input_fn)
+        _, drawn, plan = self._draw_together(data, None, generator, input_fn)
         warn_if_unfit(self.model, drawn)  # before anything is replaced: a warning may be an error
         for layer, (mean, var) in drawn.items():
             layer.mc_mean, layer.mc_var = mean, var
@@ -243,20 +235,15 @@ class MCBatchNorm(nn.Module):
         """
         if not self.fitted:
             raise _not_fitted()
-        with _together(_device_of(self.model)):
-            chosen = _indices(estimators, self.num_estimators)
-        drawn, _ = self._draw_together(data, len(chosen), generator, input_fn)
-        replaced: dict[Any, Pair] = {}
-        for layer, (mean, var) in drawn.items():
-            if mean.shape[1] != layer.mc_mean.shape[1]:
-                raise called_otherwise(layer, mean.shape[1], layer.mc_mean.shape[1])
-            index = torch.tensor(chosen, device=mean.device)
+        chosen, drawn, _ = self._draw_together(data, estimators, generator, input_fn)
+        for layer, new in drawn.items():
             old = layer.mc_mean, layer.mc_var
-            new = [
-                o.index_copy(0, index, n.to(o.dtype)) for o, n in zip(old, (mean, var), strict=True)
-            ]
-            replaced[layer] = new[0], new[1]
-        for layer, (mean, var) in replaced.items():
+            if new[0].shape[1] != old[0].shape[1]:
+                raise called_otherwise(layer, new[0].shape[1], old[0].shape[1])
+            index = torch.tensor(chosen, device=old[0].device)
+            mean, var = (o.index_copy(0, index, n.to(o)) for o, n in zip(old, new, strict=True))
+            drawn[layer] = mean, var
+        for layer, (mean, var) in drawn.items():
             layer.mc_mean, layer.mc_var = mean, var
         return self
 
@@ -279,20 +266,16 @@ class MCBatchNorm(nn.Module):
                 not whole.
             TypeError: It is no mapping.
         """
-        tensors = itertools.chain(self.parameters(), self.buffers())
-        values = [(tensor, tensor.detach().clone()) for tensor in tensors]
-        held = [(m, dict(m._parameters), dict(m._buffers)) for m in self.modules()]
-        plan = self._plan
+        owners: list[Any] = [own for m in self.modules() for own in (m._parameters, m._buffers)]
+        held = [(own, name, tensor) for own in owners for name, tensor in own.items()]
+        values = [None if tensor is None else tensor.detach().clone() for *_, tensor in held]
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except BaseException:
-            self._plan = plan
-            for module, parameters, buffers in held:
-                module._parameters.update(parameters)
-                module._buffers.update(buffers)
-            with torch.no_grad():
-                for tensor, value in values:
-                    tensor.copy_(value)
+            for (own, name, tensor), value in zip(held, values, strict=True):
+                own[name] = tensor
+                if value is not None:
+                    tensor.detach().copy_(value)
             raise
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -309,11 +292,8 @@ class MCBatchNorm(nn.Module):
                 raise _not_fitted()
             self._check_number(name, layer)
         if torch.compiler.is_compiling() and is_traceable(layers):
-            return predict_traced(self.model, layers, self.num_estimators, args, kwargs)
-        on_cpu = next(iter(layers.values())).mc_mean.device.type == "cpu"
-        budget = self.chunk_bytes or (_CHUNK_BYTES_CPU if on_cpu else _CHUNK_BYTES_ELSEWHERE)
-        plan = self._plan
-        return predict(self.model, layers, self.num_estimators, plan, budget, args, kwargs)
+            return predict_traced(self, layers, args, kwargs)
+        return predict(self, layers, args, kwargs)
 
     @contextmanager
     def deterministic(self) -> Iterator[None]:
@@ -331,7 +311,7 @@ class MCBatchNorm(nn.Module):
             parts.append("not fitted")
         elif self._plan.loop_reason is not None:
             parts.append(f"path=loop ({self._plan.loop_reason})")
-        elif self._plan.mapped:
+        elif self._plan.snapshot is not None:
             parts.append("path=vmap")
         return ", ".join(parts)
 
@@ -340,42 +320,65 @@ class MCBatchNorm(nn.Module):
 
     def _check_number(self, name: str, layer: Any) -> None:
         """Raise an error for statistics of another number of estimators, or that were rounded."""
-        if layer.mc_mean is not None and layer.mc_mean.element_size() < 4:
+        mean = layer.mc_mean
+        if mean is not None and mean.element_size() < 4:
             raise RuntimeError(
-                f"the statistics of layer {name!r} are {layer.mc_mean.dtype}, wanted single "
-                "precision at least, as a variance may not be finite in 16 bits; convert the "
-                "wrapper, not its .model, and fit again."
+                f"the statistics of layer {name!r} are {mean.dtype}, wanted single precision at "
+                "least, as a variance may not be finite in 16 bits; convert the wrapper, not its "
+                ".model, and fit again."
             )
-        if layer.mc_mean is not None and len(layer.mc_mean) != self.num_estimators:
+        if mean is not None and len(mean) != self.num_estimators:
             raise ValueError(
                 f"num_estimators={self.num_estimators}, but layer {name!r} holds statistics of "
-                f"{len(layer.mc_mean)}; use the same number, or fit again."
+                f"{len(mean)}; use the same number, or fit again."
             )
 
-    def _draw_together(self, *args: Any) -> tuple[dict[Any, Pair], Plan]:
-        """As :meth:`_draw`, with the statistics of the first process in all of them."""
-        with _together(_device_of(self.model)):
-            drawn, plan = self._draw(*args)
-        if distributed.is_available() and distributed.is_initialized():
-            for statistics in drawn.values():
-                for statistic in statistics:
-                    distributed.broadcast(statistic, src=0)
-        return drawn, plan
+    def _draw_together(self, *args: Any) -> Drawn:
+        """As :meth:`_draw`; in a distributed run, the first process's statistics in all of them.
+
+        If it fails in one it fails in all: else the others would wait for that one in their next
+        collective operation, forever.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return self._draw(*args)
+        like = _example(self.model)
+        failed = torch.zeros((), device=None if like is None else like.device)
+        try:
+            chosen, drawn, plan = self._draw(*args)
+        except Exception:
+            distributed.all_reduce(failed + 1)
+            raise
+        distributed.all_reduce(failed)
+        if failed:
+            raise RuntimeError(
+                f"fit failed in {int(failed)} of {distributed.get_world_size()} processes, though "
+                "not in this one; look for the error of the other, and call fit in all of them."
+            )
+        for statistics in drawn.values():
+            for statistic in statistics:
+                distributed.broadcast(statistic, src=0)
+        return chosen, drawn, plan
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def _draw(
         self,
         data: Iterable[Any],
-        count: int,
+        estimators: Iterable[int] | None,
         generator: torch.Generator | None,
         input_fn: Callable[[Any], Any] | None,
-    ) -> tuple[dict[Any, Pair], Plan]:
-        """Run ``count`` mini-batches: each layer's statistics, and how the network may be run."""
+    ) -> Drawn:
+        """Run a mini-batch for each of these estimators, or of all.
+
+        Returns:
+            The estimators, each layer's statistics, and how the network may be run.
+        """
+        chosen = _indices(estimators, self.num_estimators)
+        count = len(chosen)
         draws: list[dict[Any, list[Pair]]] = []
-        plan, kept = self._new_plan(), False
-        device = _device_of(self.model)
-        if device and device.type == "meta":
+        plan, fault = self._new_plan(), None
+        like = _example(self.model)
+        if like is not None and like.is_meta:
             raise ValueError(
                 "the network is on the meta device, without weights; call to_empty(device=...) and "
                 "load_state_dict(...) first."
@@ -385,83 +388,44 @@ class MCBatchNorm(nn.Module):
         names = batch_norms(self.model)
         with _evaluation_mode(self.model), _seeded(generator) as drawing:
             batches = draw_batches(data, count, self.mc_batch_size, drawing)
-            for index, batch in enumerate(_with_progress(batches, count)):
-                last = index == count - 1
+            for index, batch in enumerate(with_progress("Fitting MCBN", batches, count)):
+                inputs = network_inputs(batch, input_fn, like)
                 # What is made once, such as a mask that is kept, the first pass has made.
-                survivors = Survivors() if index == 0 or last else None
-                conduct = Conduct(self.model) if last else None
-                inputs = self._inputs(batch, input_fn)
-                with _telling(inputs):
-                    run, given = self._run_mini_batch(inputs, index > 0 and not kept, survivors)
-                if run.waiting:
-                    plan.pooled = (plan.pooled or frozenset()) | run.names_pooled
+                looks = index in (0, count - 1)
+                waits = index > 0 and fault is None
+                try:
+                    run, found = self._run_mini_batch(inputs, waits, looks)
+                except Exception as error:
+                    given = [f"{t.dtype} of shape {tuple(t.shape)}" for t in tensors_of(inputs)]
+                    error.add_note(
+                        f"fit called the network with {', '.join(given)}; if these are not its "
+                        "inputs, pass input_fn=, a function from a batch to the network's inputs."
+                    )
+                    raise
+                fault = found if looks else fault
                 draws.append(run.drawn)
-                size = sum(map(nbytes, tensors_of(inputs)))
-                plan.growth = max(plan.growth or 0.0, run.largest / max(1, size))
-                kept = kept if survivors is None else survivors.any(self.model, given)
-                if conduct is not None and not plan.loops:
-                    fault = "the network keeps a tensor of a pass" if kept else conduct.fault()
-                    if not fault and not same(given, inputs):
-                        fault = "the network writes into its input"
-                    plan.loop_reason, plan.loops = fault, fault is not None
-        return {
+                plan.learn(run, sum(map(nbytes, tensors_of(inputs))))
+        if not plan.loops:
+            plan.loop_reason, plan.loops = fault, fault is not None
+        drawn = {
             layer: self._stacked(name, layer, [draw[layer] for draw in draws])
             for name, layer in names.items()
-        }, plan
+        }
+        return chosen, drawn, plan
 
     def _run_mini_batch(
-        self, inputs: Call, waits: bool, survivors: Survivors | None
-    ) -> tuple[MiniBatch, Call]:
-        """Normalize a copy of ``inputs`` with its own statistics, and return it as it is then."""
-        args, kwargs = given = cloned(inputs)
+        self, inputs: Call, waits: bool, looks: bool
+    ) -> tuple[MiniBatch, str | None]:
+        """Normalize a copy of ``inputs`` with its own statistics; and what else that did."""
+        conduct = Conduct(self.model, inputs) if looks else None
+        args, kwargs = cloned(inputs) if conduct is None else conduct.given
         run = MiniBatch(batch_norms(self.model), self.correction, waits)
         try:
-            with watching(run.layers) as watched, run, survivors or nullcontext():
+            with run, conduct or nullcontext():
                 self.model(*args, **kwargs)
         except Overwritten:
-            return self._run_mini_batch(inputs, False, survivors)
-        run.check_all(watched)
-        return run, given
-
-    def _inputs(self, batch: Any, input_fn: Callable[[Any], Any] | None) -> Call:
-        """What the network is called with for this batch, on the network's device."""
-        chosen = (input_fn or default_inputs)(batch)
-        if not any(isinstance(value, Tensor) for _, value in walk(chosen)):
-            raise TypeError(
-                f"the inputs found in a batch are a {type(chosen).__name__} without a tensor; pass "
-                "input_fn=, a function from a batch to the network's inputs."
-            )
-        for tensor in tensors_of(chosen):
-            check_has_values(input=tensor)
-        if type(chosen) in (tuple, list):
-            chosen = type(chosen)(map(self._moved, chosen))
-        elif type(chosen) is dict:
-            chosen = {name: self._moved(value) for name, value in chosen.items()}
-        else:
-            chosen = self._moved(chosen)
-        if type(chosen) is tuple:
-            return chosen, {}
-        if type(chosen) is dict:
-            return (), chosen
-        return (chosen,), {}
-
-    def _moved(self, value: Any) -> Any:
-        """An input on the network's device; in its precision if that is not the usual one."""
-        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
-        like = next((t for t in tensors if t.is_floating_point()), None)
-        if like is None:
-            return value
-        if not isinstance(value, Tensor) and callable(getattr(value, "to", None)):
-            return value.to(like.device)  # a graph, a table, a packed sequence
-
-        def moved(tensor: Tensor) -> Tensor:
-            # As Lightning's plugins for 16 and for 64 bits do.
-            unusual = like.dtype != torch.float32 and tensor.is_floating_point()
-            return tensor.to(like.device, like.dtype if unusual else None)
-
-        if all(moved(tensor) is tensor for tensor in tensors_of(value)):
-            return value
-        return tree_map(moved, value)
+            return self._run_mini_batch(inputs, False, looks)
+        return run, conduct and conduct.fault()
 
     def _stacked(self, name: str, layer: Any, draws: list[list[Pair]]) -> Pair:
         """The means and variances of a layer's draws, ``(num_draws, num_calls, num_features)``."""
@@ -472,7 +436,7 @@ class MCBatchNorm(nn.Module):
             return nothing, nothing.clone()
         missed = sum(len(draw) < num_calls for draw in draws)
         if missed:
-            if layer.running_mean is None or layer.running_var is None:
+            if layer.running_mean is None:
                 raise ValueError(
                     f"{missed} of {len(draws)} mini-batches did not reach layer {name!r}, which "
                     "has no running statistics to take their place; use a larger mc_batch_size."
@@ -494,7 +458,7 @@ class MCBatchNorm(nn.Module):
                 f"the mean or the variance that layer {name!r} saw is not finite; look for NaN and "
                 "infinite values in the training data and in the network's weights."
             )
-        if self.momentum < 1 and layer.running_mean is not None and layer.running_var is not None:
+        if self.momentum < 1:
             mean = torch.lerp(layer.running_mean.to(mean.dtype), mean, self.momentum)
             var = torch.lerp(layer.running_var.to(var.dtype), var, self.momentum)
         return mean, var
@@ -510,31 +474,21 @@ class MCBatchNorm(nn.Module):
                 layer.mc_mean, layer.mc_var = mean.to(device), var.to(device)
         return self
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: Any,
-        missing_keys: list[str],
-        unexpected_keys: Any,
-        error_msgs: list[str],
-    ) -> None:
-        self._plan = self._new_plan()
-        needed = [f"{prefix}{name}.mc_mean" for name in batch_norms(self)]
-        absent = [key for key in needed if key not in state_dict]
-        if len(absent) < len(needed):  # no layer knows of the others
-            missing_keys += absent
-        for key in needed:
-            saved = state_dict.get(key)
-            if isinstance(saved, Tensor) and saved.dim() == 3 and len(saved) != self.num_estimators:
-                error_msgs.append(
-                    f"{key} has shape {tuple(saved.shape)}, but this wrapper has num_estimators="
-                    f"{self.num_estimators}; build one with as many as were saved."
-                )
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+
+def _before_loading(mc: MCBatchNorm, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """See what no layer can know: whether others have statistics, and of how many estimators."""
+    _, _, missing_keys, _, error_msgs = rest
+    needed = [f"{prefix}{name}.mc_mean" for name in batch_norms(mc)]
+    absent = [key for key in needed if key not in state_dict]
+    if len(absent) < len(needed):
+        missing_keys += absent
+    for key in needed:
+        saved = state_dict.get(key)
+        if isinstance(saved, Tensor) and saved.shape[:1] != (mc.num_estimators,):
+            error_msgs.append(
+                f"{key} has shape {tuple(saved.shape)}, but this wrapper has num_estimators="
+                f"{mc.num_estimators}; build one with as many as were saved."
+            )
 
 
 def _not_fitted() -> RuntimeError:
@@ -553,7 +507,9 @@ def _uncompiled(model: Any) -> Any:
 
 
 def _indices(estimators: Any, num_estimators: int) -> list[int]:
-    """The estimators to draw again, each an int and each once."""
+    """The estimators to draw, each an int and each once; all of them for None."""
+    if estimators is None:
+        return list(range(num_estimators))
     if not isinstance(estimators, Iterable) or isinstance(estimators, str):
         raise TypeError(
             f"estimators={estimators!r} is a {type(estimators).__name__}; pass several indices, "
@@ -575,63 +531,23 @@ def _indices(estimators: Any, num_estimators: int) -> list[int]:
     return chosen
 
 
-def _device_of(model: nn.Module) -> torch.device | None:
-    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return None if tensor is None else tensor.device
-
-
-@contextmanager
-def _together(device: torch.device | None) -> Iterator[None]:
-    """In a distributed run this context fails in every process, if it fails in one.
-
-    Else the others would wait for that one in their next collective operation, forever.
-    """
-    try:
-        yield
-    except Exception:
-        _sum_over_processes(1, device)
-        raise
-    failed = _sum_over_processes(0, device)
-    if failed:
-        raise RuntimeError(
-            f"fit failed in {failed} of {distributed.get_world_size()} processes, though not in "
-            "this one; look for the error of the other, and call fit in all of them."
-        )
-
-
-def _sum_over_processes(value: int, device: torch.device | None) -> int:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return value
-    total = torch.tensor(value, device=device)
-    distributed.all_reduce(total)
-    return int(total)
-
-
-@contextmanager
-def _telling(call: Call) -> Iterator[None]:
-    """Add to an error of the network what it was called with, as it was not its user's choice."""
-    try:
-        yield
-    except Exception as error:
-        given = [f"{t.dtype} of shape {tuple(t.shape)}" for t in tensors_of(call)]
-        error.add_note(
-            f"fit called the network with {', '.join(given)}; if these are not its inputs, pass "
-            "input_fn=, a function from a batch to the network's inputs."
-        )
-        raise
+def _example(model: nn.Module) -> Tensor | None:
+    """A tensor of the network's device and precision, if it has one."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
 
 
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode, and afterwards in the mode in which it was."""
-    in_training = [module for module in model.modules() if module.training]
-    for module in in_training:
+    modes = {module: module.training for module in model.modules()}
+    for module in modes:
         module.training = False
     try:
         yield
     finally:
-        for module in in_training:
-            module.training = True
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager
@@ -646,23 +562,3 @@ def _seeded(generator: torch.Generator | None) -> Iterator[torch.Generator]:
         seed = torch.randint(2**62, (), generator=generator, device="cpu")
         torch.default_generator.manual_seed(int(seed))
         yield generator
-
-
-def _with_progress(batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """Show a progress bar, on a terminal, from the moment that it is worth one."""
-    start = time.monotonic()
-    for done, batch in enumerate(batches, start=1):
-        yield batch
-        if time.monotonic() - start > 2 and done < count and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import track
-
-            console = Console(stderr=True)
-            yield from track(
-                batches,
-                "Fitting MCBN",
-                total=count,
-                completed=done,
-                console=console,
-                transient=True,
-            )

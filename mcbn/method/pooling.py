@@ -8,13 +8,17 @@ known, and it is that of the layer's weight. So the output of a batch norm layer
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mcbn.method.tree import tree_map
+
+if TYPE_CHECKING:
+    from mcbn.method.statistics import Substitution
 
 # Below so many bytes, waiting takes longer than it saves.
 _WORTH_DEFERRING = 1 << 17
@@ -31,48 +35,28 @@ def nbytes(tensor: Tensor) -> int:
     return tensor.nbytes if dense else 0
 
 
-class Affine(NamedTuple):
-    """The normalization of ``(batch, num_features, …)`` with given statistics.
+def normalized(
+    mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float, ready: Any, x: Tensor
+) -> Tensor:
+    """Batch norm of ``(batch, num_features, …)``, in the precision of the statistics.
 
-    Attributes:
+    Args:
         mean: ``(num_features,)``.
         var: ``(num_features,)``.
         weight: ``(num_features,)``, or None for ones.
         bias: ``(num_features,)``, or None for zeros.
         eps: Added to the variance.
-        mapped: Whether it is under ``torch.vmap``, whose own rule for batch norm is up to five
-            times slower than a scale and a shift.
-        ready: These two, where they have been computed before.
+        ready: The scale and the shift that all this comes to, or None. They are needed under
+            ``torch.vmap``, whose own rule for batch norm is up to five times slower.
+        x: What is normalized.
     """
-
-    mean: Tensor
-    var: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-    mapped: bool
-    ready: tuple[Tensor, Tensor] | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Normalize, in the precision of the statistics as native batch norm does."""
-        if not self.mapped and self.mean.dtype == x.dtype:
-            return F.batch_norm(
-                x, self.mean, self.var, self.weight, self.bias, False, 0.0, self.eps
-            )
-        scale, shift = self.ready or scale_and_shift(
-            self.mean, self.var, self.weight, self.bias, self.eps
-        )
-        shape = (-1, *[1] * (x.dim() - 2))
-        # A third of the time of torch.addcmul, on a CPU and broadcast like this.
-        y = (x * scale.view(shape)).add_(shift.view(shape))
-        return y if y.dtype == x.dtype else y.to(x.dtype)
-
-    def times(self, sign: Tensor) -> Affine:
-        """The same for an input that was multiplied by ``sign``."""
-        assert self.weight is not None
-        mean, weight = self.mean * sign, self.weight * sign
-        ready = self.ready and (self.ready[0] * sign, self.ready[1])
-        return self._replace(mean=mean, weight=weight, ready=ready)
+    if ready is None and mean.dtype == x.dtype:
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+    scale, shift = ready or scale_and_shift(mean, var, weight, bias, eps)
+    shape = (-1, *[1] * (x.dim() - 2))
+    # A third of the time of torch.addcmul, on a CPU and broadcast like this.
+    y = (x * scale.view(shape)).add_(shift.view(shape))
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 def scale_and_shift(
@@ -85,43 +69,28 @@ def scale_and_shift(
     return scale, -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
 
 
-# Activations that never decrease, so that they commute with a maximum.
-_ACTIVATIONS = {
-    F.relu: F.relu,
-    torch.relu: F.relu,
-    Tensor.relu: F.relu,
-    F.relu6: F.relu6,
-    F.relu_: F.relu,
-    torch.relu_: F.relu,
-    Tensor.relu_: F.relu,
-}
-_IN_PLACE = {F.relu_, torch.relu_, Tensor.relu_}
+# An activation that never decreases, so that it commutes with a maximum.
+_RELUS = {F.relu, torch.relu, Tensor.relu}
 _POOLS_2D = {F.max_pool2d, torch.max_pool2d}
 _ADAPTIVE_POOLS = {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d}
 _POOLS = {*_POOLS_2D, F.max_pool1d, torch.max_pool1d, F.max_pool3d, torch.max_pool3d}
-
-
-class _Pass(Protocol):
-    pooled: set[nn.Module]
-
-    def once(self, key: Any, compute: Callable[[], Any]) -> Any: ...
-
-    def differ(self) -> None: ...
 
 
 class Deferred(Tensor):
     """The output of a batch norm layer, not yet scaled and shifted.
 
     Args:
-        layer: That layer.
+        layer: That layer, with its own weight.
         raw: What it was given, or what a max-pooling has left of it.
         affine: The normalization that is to come.
         run: The pass of the network that this is a part of.
-        activations: Those that come after it.
+        rectified: Whether a ReLU comes after it.
     """
 
     @staticmethod
-    def __new__(cls: type[Deferred], layer: nn.Module, raw: Tensor, *_: Any, **__: Any) -> Deferred:
+    def __new__(
+        cls: type[Deferred], layer: _BatchNorm, raw: Tensor, *_: Any, **__: Any
+    ) -> Deferred:
         """Have the shape of ``raw``, and no data."""
         # No public way makes a tensor without data whose every use can be seen.
         return Tensor._make_wrapper_subclass(
@@ -130,14 +99,14 @@ class Deferred(Tensor):
 
     def __init__(
         self,
-        layer: nn.Module,
+        layer: _BatchNorm,
         raw: Tensor,
-        affine: Affine,
-        run: _Pass,
-        activations: Sequence[Callable[..., Tensor]] = (),
+        affine: Callable[[Tensor], Tensor],
+        run: Substitution,
+        rectified: bool = False,
     ) -> None:
         self.layer, self.raw, self.affine, self.run = layer, raw, affine, run
-        self.activations = activations
+        self.rectified = rectified
         self.version, self.value = version(raw), None
 
     def finish(self) -> Tensor:
@@ -147,36 +116,41 @@ class Deferred(Tensor):
             Overwritten: The network has written into ``raw`` meanwhile.
         """
         if self.value is None:
-            if version(self.raw) != self.version:
-                raise Overwritten("the network writes into the input of a batch norm layer")
+            self.check_unwritten()
             self.run.differ()
             value = self.affine(self.raw)
-            for activation in self.activations:
-                value = activation(value, inplace=True)
-            self.raw = self.value = value  # the memory is needed
+            self.raw = self.value = (
+                value.relu_() if self.rectified else value
+            )  # the memory is needed
         return self.value
 
-    def activate(self, activation: Callable[..., Tensor], inplace: bool) -> Deferred:
-        """Put an activation off, too."""
-        activations = (*self.activations, activation)
+    def check_unwritten(self) -> None:
+        """Raise Overwritten if the network has written into ``raw`` meanwhile."""
+        if version(self.raw) != self.version:
+            raise Overwritten("the network writes into the input of a batch norm layer")
+
+    def activate(self, inplace: bool) -> Deferred:
+        """Put a ReLU off, too."""
         if inplace:
-            self.activations = activations
+            self.rectified = True
             return self
-        return Deferred(self.layer, self.raw, self.affine, self.run, activations)
+        return Deferred(self.layer, self.raw, self.affine, self.run, True)
 
     def pool(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Deferred:
         """Pool now: where the weight is negative, the maximum is that of the negative."""
+        self.check_unwritten()
         self.run.pooled.add(self.layer)
-        raw, affine, weight = self.raw, self.affine, self.affine.weight
-        if version(raw) != self.version:
-            return self.finish()  # pyright: ignore[reportReturnType]  # it raises
-        if weight is not None and bool((weight < 0).any()):
+        raw, weight = self.raw, self.layer.weight
+
+        def maximum() -> Tensor:
+            if weight is None or not bool((weight < 0).any()):
+                return _max_pool(func, raw, args, kwargs)
             sign = torch.where(weight < 0, -1.0, 1.0).to(raw.dtype)
-            affine = affine.times(sign)
-            shape = (-1, *[1] * (raw.dim() - 2))
-            raw = self.run.once("sign", lambda: self.raw * sign.view(shape))
-        pooled = self.run.once(("pool", func), lambda: _max_pool(func, raw, args, kwargs))
-        return Deferred(self.layer, pooled, affine, self.run, self.activations)
+            sign = sign.view(-1, *[1] * (raw.dim() - 2))
+            return _max_pool(func, raw * sign, args, kwargs) * sign
+
+        pooled = self.run.once(("pool", func), maximum)
+        return Deferred(self.layer, pooled, self.affine, self.run, self.rectified)
 
     def has_size(self, output_size: int | Sequence[int | None]) -> bool:
         """Whether an adaptive pooling to this size would change nothing."""
@@ -185,16 +159,13 @@ class Deferred(Tensor):
         return all(w is None or w == s for w, s in zip(wanted, size, strict=True))
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Go on waiting if ``func`` allows it, and be the tensor otherwise."""
         kwargs = kwargs or {}
         first = args[0] if args else None
         if isinstance(first, Deferred) and first.value is None:
-            if func in _ACTIVATIONS:
-                inplace = func in _IN_PLACE or kwargs.get("inplace", len(args) > 1 and args[1])
-                return first.activate(_ACTIVATIONS[func], inplace)
+            if func in _RELUS:
+                return first.activate(kwargs.get("inplace", len(args) > 1 and args[1]))
             if func in _ADAPTIVE_POOLS and first.has_size(*args[1:], **kwargs):
                 return first
             if func in _POOLS and not kwargs.get("return_indices", len(args) > 6 and args[6]):
@@ -202,9 +173,7 @@ class Deferred(Tensor):
         return func(*finished(args), **finished(kwargs))
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Be the tensor for what reaches an operation by another way, as a script does."""
         return func(*finished(args), **finished(kwargs or {}))
 

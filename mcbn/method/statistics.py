@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from mcbn.method.pooling import UNTRACKED, Affine, Deferred, Overwritten, nbytes
+from mcbn.method.pooling import UNTRACKED, Deferred, Overwritten, nbytes, normalized
 from mcbn.method.tree import tensors_of
+
+if TYPE_CHECKING:
+    from mcbn.method.estimators import Prefix
 
 Layers = Mapping[str, _BatchNorm]
 Pair = tuple[Tensor, Tensor]  # a mean and a variance
@@ -46,25 +50,23 @@ def keep_statistics(layer: _BatchNorm) -> None:
             layer.register_forward_hook(_leave, always_call=True)
 
 
-def _before_loading(
-    layer: Any, state_dict: dict[str, Any], prefix: str, _: Any, __: Any, ___: Any, ____: Any,
-    error_msgs: list[str],
-) -> None:  # fmt: skip
-    mean, var = (state_dict.get(prefix + name) for name in ("mc_mean", "mc_var"))
+def _before_loading(layer: Any, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    *_, error_msgs = rest
+    names = [prefix + name for name in ("mc_mean", "mc_var")]
+    mean, var = (state_dict.get(name) for name in names)
     if mean is None and var is None:
         # A checkpoint of the plain network: statistics of other weights would be wrong.
         layer.mc_mean = layer.mc_var = None
     elif wrong := _wrong_in(mean, var, layer.num_features):
-        error_msgs.append(f"{prefix}mc_mean and {prefix}mc_var {wrong}.")
-        for name in ("mc_mean", "mc_var"):
-            state_dict.pop(prefix + name, None)
+        error_msgs.append(f"{' and '.join(names)} {wrong}.")
+        for name in names:
+            state_dict.pop(name, None)
     else:
-        like: Tensor = next(
-            t for t in (layer.running_mean, layer.weight, mean) if isinstance(t, Tensor)
-        )
+        tensors = (layer.running_mean, layer.weight, mean)
+        like: Tensor = next(t for t in tensors if isinstance(t, Tensor))
         dtype = torch.promote_types(like.dtype, torch.float32)
-        shape = state_dict[prefix + "mc_mean"].shape
-        layer.mc_mean, layer.mc_var = (like.new_empty(shape, dtype=dtype) for _ in range(2))
+        shape = state_dict[names[0]].shape
+        layer.mc_mean, layer.mc_var = (like.new_empty(shape, dtype=dtype) for _ in names)
 
 
 def _wrong_in(mean: Any, var: Any, num_features: int) -> str:
@@ -88,11 +90,6 @@ def _wrong_in(mean: Any, var: Any, num_features: int) -> str:
     return ""
 
 
-def held(layer: Any, start: int, stop: int) -> Pair:
-    """The statistics of some estimators: ``(stop - start, num_calls, num_features)`` each."""
-    return layer.mc_mean[start:stop], layer.mc_var[start:stop]
-
-
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     """The batch norm layers of a network by name, each once."""
     return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
@@ -100,8 +97,8 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 # --- Layers without running statistics ---------------------------------------------------------
 
-# Those in whose forward this thread is. They hand over None, which tells nothing.
-_INSIDE: ContextVar[tuple[_BatchNorm, ...]] = ContextVar("mcbn_inside", default=())
+# The one in whose forward this thread is comes last. They hand over None, which tells nothing.
+_INSIDE: ContextVar[tuple[_BatchNorm | None, ...]] = ContextVar("mcbn_inside", default=(None,))
 
 
 def _enter(layer: _BatchNorm, _: Any) -> None:
@@ -112,43 +109,35 @@ def _leave(layer: _BatchNorm, *_: Any) -> None:
     _INSIDE.set(_INSIDE.get()[:-1])
 
 
-MARKS = {_enter, _leave}
-
-
 # --- Where statistics are read -----------------------------------------------------------------
 
 
 class Handover(NamedTuple):
-    """What ``F.batch_norm`` is called with, as far as it matters here."""
+    """What ``F.batch_norm`` is called with, by its own names and in its order."""
 
-    x: Tensor
-    mean: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-
-
-def _functional(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Handover:
-    return Handover(input, running_mean, weight, bias, eps)
+    input: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    training: bool = False
+    momentum: float = 0.1
+    eps: float = 1e-5
 
 
-def _torch(
-    input: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float,
-    eps: float, cudnn_enabled: bool,
+def _of_torch(
+    input: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool,
+    momentum: float, eps: float, cudnn_enabled: bool,
 ) -> Handover:  # fmt: skip
-    return Handover(input, mean, weight, bias, eps)
+    return Handover(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-_HANDOVERS: dict[Any, Any] = {F.batch_norm: _functional, torch.batch_norm: _torch}
+_HANDOVERS: dict[Any, Any] = {F.batch_norm: Handover, torch.batch_norm: _of_torch}
+
+_REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # pyright: ignore[reportAttributeAccessIssue]
+_GRAD_FN: Any = Tensor.grad_fn.__get__  # pyright: ignore
+_MAKERS: set[Any] = {torch.tensor, torch.as_tensor, torch.from_numpy, torch.asarray}
+_LOOKED_AT = {_REQUIRES_GRAD, _GRAD_FN, *UNTRACKED, *_MAKERS}
 
 
 class Substitution(TorchFunctionMode, ABC):
@@ -157,6 +146,7 @@ class Substitution(TorchFunctionMode, ABC):
     Args:
         layers: The network's batch norm layers by name.
         count: How many estimators run at once, on an axis of ``torch.vmap`` if more than one.
+        prefix: What was, or is to be, computed once for all; None to compute all of it.
         waiting: The layers whose output waits for a max-pooling, to let it go first.
 
     Attributes:
@@ -165,99 +155,115 @@ class Substitution(TorchFunctionMode, ABC):
         ran_without_grad: Whether a layer ran where gradients had been switched off on the way.
     """
 
-    def __init__(self, layers: Layers, count: int, waiting: Iterable[nn.Module]) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        count: int = 1,
+        prefix: Prefix | None = None,
+        waiting: Iterable[_BatchNorm] = (),
+    ) -> None:
         super().__init__()
-        self.layers, self.count = layers, count
-        self.owners = {id(layer.running_mean): layer for layer in layers.values()}
-        self.sources = {id(layer.running_var): layer for layer in layers.values()} | self.owners
-        self.sources.pop(id(None), None)
+        self.layers, self.count, self.prefix = layers, count, prefix
+        self.sources = {
+            id(buffer): layer
+            for layer in layers.values()
+            for buffer in (layer.running_mean, layer.running_var)
+            if buffer is not None
+        }
         self.calls: dict[_BatchNorm, int] = {}
         self.grad = torch.is_grad_enabled()
-        self.waiting = set[nn.Module]() if self.grad else {*waiting}
-        self.pooled: set[nn.Module] = set()
+        self.waiting = set[_BatchNorm]() if self.grad else {*waiting}
+        self.pooled: set[_BatchNorm] = set()
         self.ran_without_grad, self.largest = False, 0
 
-    @property
-    def names_pooled(self) -> frozenset[str]:
-        """The names of the layers that a max-pooling followed."""
-        return frozenset(name for name, layer in self.layers.items() if layer in self.pooled)
-
     @abstractmethod
-    def statistics(self, layer: _BatchNorm, call: int, handed: Handover) -> Pair:
-        """The mean and the variance, each ``(num_features,)``, of a layer's call in this pass."""
+    def statistics(self, layer: Any, call: int, handed: Handover) -> tuple[Tensor, Tensor, Any]:
+        """What a layer's call in this pass is to normalize with.
 
-    def scale_and_shift(self, layer: _BatchNorm, call: int, handed: Handover) -> Pair | None:
-        """What :meth:`statistics` comes to with weight, bias and eps, where that is known."""
-        return None
-
-    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """Compute what may be the same for all estimators."""
-        return compute()
-
-    def differ(self) -> None:
-        """Be told that from here on results are of single estimators."""
-
-    def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function that normalizes nothing."""
-        return func(*args, **kwargs)
+        Returns:
+            The mean and the variance, each ``(num_features,)``; and the scale and the shift that
+            they come to, if they are known.
+        """
 
     def unowned(self, handed: Handover) -> None:
         """Be told of a normalization with statistics that no layer holds."""
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """Compute what may be the same for all estimators."""
+        return compute() if self.prefix is None else self.prefix.once(key, compute)
+
+    def differ(self) -> None:
+        """Be told that from here on results are of single estimators."""
+        if self.prefix is not None:
+            self.prefix.close()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _HANDOVERS:
             handed: Handover = _HANDOVERS[func](*args, **kwargs)
-            layer = self.owner(handed.mean)
+            layer = self.owner(handed)
             if layer is not None:
                 return self.normalize(layer, handed)
             self.unowned(handed)
         result = self.other(func, args, kwargs)
         for value in args:
             # To look at one that waits would end its waiting.
-            if isinstance(value, Tensor) and type(value) is not Deferred:
-                layer = self.source(value)
-                if layer is not None:
-                    self.check_view(layer, func, result)
+            if not isinstance(value, Tensor) or type(value) is Deferred:
+                continue
+            layer = self.source(value)
+            if layer is not None and any(self.source(t) is not layer for t in tensors_of(result)):
+                raise self.used_by(layer, getattr(func, "__name__", str(func)))
         return result
+
+    def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function that normalizes nothing, once for all estimators where that can be."""
+        prefix = self.prefix
+        if func in _LOOKED_AT:
+            shared = self.count > 1 or prefix is not None
+            if func in UNTRACKED and (shared or self.waiting):
+                raise Overwritten(f"the network uses {func.__name__}, past what PyTorch records")
+            if func in _MAKERS and shared and args and isinstance(args[0], np.ndarray):
+                raise RuntimeError("the network makes a tensor of NumPy's numbers")
+            if func == _GRAD_FN and self.count > 1 and self.grad:
+                raise RuntimeError("the network looks at the graph of its gradients")
+            if func == _REQUIRES_GRAD and self.count > 1 and self.grad:
+                return torch.func.debug_unwrap(args[0]).requires_grad  # vmap says False
+        if prefix is None or (not prefix.open and prefix.position == len(prefix.log)):
+            return func(*args, **kwargs)
+        if args and type(args[0]) is Deferred:  # it asks by itself
+            return func(*args, **kwargs)
+        if kwargs.get("generator") is not None:
+            prefix.drew = True
+        return prefix.once(func, lambda: func(*args, **kwargs))
 
     def source(self, tensor: Tensor) -> _BatchNorm | None:
         """The layer whose running mean or variance this is, or a view of one."""
         base = tensor._base
         return self.sources.get(id(tensor if base is None else base))
 
-    def check_view(self, layer: _BatchNorm, func: Any, result: Any) -> None:
-        """Raise RuntimeError unless ``func`` leaves a layer's statistics what they are."""
-        if any(self.source(each) is not layer for each in tensors_of(result)):
-            raise self.used_by(layer, getattr(func, "__name__", str(func)))
+    def owner(self, handed: Handover) -> _BatchNorm | None:
+        """The layer whose running mean and variance these are, or views of them."""
+        mean, var = handed.running_mean, handed.running_var
+        if mean is None or var is None:
+            return _INSIDE.get()[-1] if mean is var else None
+        layer = self.source(mean)
+        return layer if layer is self.source(var) else None
 
     def used_by(self, layer: _BatchNorm, what: str) -> RuntimeError:
         """The error for running statistics in whose place those of an estimator cannot be put."""
-        name = next((name for name, each in self.layers.items() if each is layer), "?")
+        name = next(name for name, each in self.layers.items() if each is layer)
         return RuntimeError(
             f"layer {name!r}, a {type(layer).__name__}, gives its running statistics to {what}, "
             "wanted torch.nn.functional.batch_norm in the thread of the network's forward, where "
             "those of an estimator take their place; let its forward call that."
         )
 
-    def owner(self, running_mean: Tensor | None) -> _BatchNorm | None:
-        """The layer whose running mean this is, or a view of it."""
-        if running_mean is None:
-            return (_INSIDE.get() or (None,))[-1]
-        return self.owners.get(id(running_mean)) or (
-            None if running_mean._base is None else self.owners.get(id(running_mean._base))
-        )
-
     def normalize(self, layer: _BatchNorm, handed: Handover) -> Tensor:
         """What ``F.batch_norm`` returns, with the statistics of this pass."""
-        x = handed.x.finish() if isinstance(handed.x, Deferred) else handed.x
-        wanted = layer.num_features if handed.mean is None else len(handed.mean)
+        if isinstance(handed.input, Deferred):
+            handed = handed._replace(input=handed.input.finish())
+        x, running_mean, _, weight, bias, *_, eps = handed
+        wanted = layer.num_features if running_mean is None else len(running_mean)
         if x.shape[1] != wanted:  # it would broadcast
             raise ValueError(
                 f"{layer} got an input of shape {tuple(x.shape)}, wanted {wanted} channels, on "
@@ -268,12 +274,11 @@ class Substitution(TorchFunctionMode, ABC):
         if self.grad:
             self.ran_without_grad |= not torch.is_grad_enabled()
             check_not_checkpointed()
-        mean, var = self.statistics(layer, call, handed._replace(x=x))
-        ready = self.scale_and_shift(layer, call, handed)
-        affine = Affine(mean, var, *handed[2:], mapped=self.count > 1, ready=ready)
+        mean, var, ready = self.statistics(layer, call, handed)
         # Before a pooling, too: how many run at once must not depend on what has waited so far.
         self.largest = max(self.largest, nbytes(x))
-        if layer in self.waiting and x.dim() > 2 and handed.weight is layer.weight:
+        affine = partial(normalized, mean, var, weight, bias, eps, ready)
+        if layer in self.waiting and x.dim() > 2 and weight is layer.weight:
             return Deferred(layer, x, affine, self)
         self.differ()
         return affine(x)
@@ -326,20 +331,33 @@ class MiniBatch(Substitution):
     """
 
     def __init__(self, layers: Layers, correction: int, waits: bool) -> None:
-        super().__init__(layers, 1, layers.values() if waits else ())
+        super().__init__(layers, waiting=layers.values() if waits else ())
         self.correction = correction
         self.drawn: dict[_BatchNorm, list[Pair]] = {layer: [] for layer in layers.values()}
 
-    def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do not let a pooling wait where a write would leave no trace."""
-        if self.waiting and func in UNTRACKED:
-            raise Overwritten(func.__name__)
-        return func(*args, **kwargs)
+    def __enter__(self) -> Self:
+        """Watch who asks for running statistics, whether or not they reach ``F.batch_norm``.
+
+        A mode does not see another thread, a scripted function or an extension in C++.
+        """
+        self.watched = {layer: _Watched(layer._buffers) for layer in self.drawn}
+        for layer, buffers in self.watched.items():
+            layer._buffers = buffers  # where torch.nn.Module looks one up
+        return super().__enter__()
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        """Raise RuntimeError for a layer whose statistics something else has read."""
+        super().__exit__(kind, error, traceback)
+        for layer in self.watched:
+            layer._buffers = dict(layer._buffers)
+        for layer, buffers in self.watched.items():
+            if error is None and buffers.read and not self.drawn[layer]:
+                raise self.used_by(layer, "code that cannot be seen (a thread, a script, C++)")
 
     def unowned(self, handed: Handover) -> None:
         """Raise RuntimeError for what the original holds of which this network is a copy."""
         for name, layer in self.layers.items():
-            mean, own = handed.mean, layer.running_mean
+            mean, own = handed.running_mean, layer.running_mean
             if mean is not None and own is not None and torch.equal(mean, own):
                 raise RuntimeError(
                     f"F.batch_norm got running statistics that are not those of layer {name!r}, "
@@ -347,15 +365,9 @@ class MiniBatch(Substitution):
                     "original layer still uses that one; pass convert=False to wrap the original."
                 )
 
-    def check_all(self, watched: Mapping[_BatchNorm, _Watched]) -> None:
-        """Raise RuntimeError for a layer whose statistics something else has read."""
-        for layer, buffers in watched.items():
-            if buffers.read and not self.drawn[layer]:
-                raise self.used_by(layer, "code that cannot be seen (a thread, a script, C++)")
-
-    def statistics(self, layer: _BatchNorm, call: int, handed: Handover) -> Pair:
+    def statistics(self, layer: Any, call: int, handed: Handover) -> tuple[Tensor, Tensor, Any]:
         """The mean and the variance of the batch; ValueError if it has one value a channel."""
-        x = handed.x.detach()  # a network may switch gradients on
+        x = handed.input.detach()  # a network may switch gradients on
         count = x.numel() // max(1, x.shape[1])
         if count < 2:
             raise ValueError(
@@ -371,24 +383,21 @@ class MiniBatch(Substitution):
         var = _by_channel(centred.mul_(centred))
         if self.correction:
             var = var * (count / (count - 1))
-        part = part_of(layer, handed.mean)
-        self.drawn[layer].append((mean, var) if part is None else _placed(layer, part, mean, var))
-        return mean, var
+        part = part_of(layer, handed.running_mean)
+        if part is None:
+            self.drawn[layer].append((mean, var))
+        else:  # beside the trained ones of the other features
+            trained = layer.running_mean.to(mean.dtype), layer.running_var.to(var.dtype)
+            new_mean, new_var = (
+                old.index_copy(0, part, new) for old, new in zip(trained, (mean, var), strict=True)
+            )
+            self.drawn[layer].append((new_mean, new_var))
+        return mean, var, None
 
 
 def _by_channel(x: Tensor) -> Tensor:
     trailing = tuple(range(2, x.dim()))
     return (x.mean(trailing) if trailing else x).mean(0)
-
-
-def _placed(layer: _BatchNorm, part: Tensor, mean: Tensor, var: Tensor) -> Pair:
-    """Statistics of some features, beside the trained ones of the others."""
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    return (
-        layer.running_mean.to(mean.dtype).index_copy(0, part, mean),
-        layer.running_var.to(var.dtype).index_copy(0, part, var),
-    )
 
 
 class _Watched(dict[str, Any]):
@@ -399,22 +408,3 @@ class _Watched(dict[str, Any]):
     def __getitem__(self, name: str) -> Any:
         self.read |= name in ("running_mean", "running_var")
         return super().__getitem__(name)
-
-
-@contextmanager
-def watching(layers: Layers) -> Iterator[dict[_BatchNorm, _Watched]]:
-    """Watch who asks for running statistics, whether or not they reach ``F.batch_norm``.
-
-    A mode does not see another thread, a scripted function or an extension in C++.
-    """
-    own = {layer: layer._buffers for layer in layers.values()}
-    watched = {layer: _Watched(buffers) for layer, buffers in own.items()}
-    for layer, buffers in watched.items():
-        layer._buffers = buffers  # where torch.nn.Module looks an attribute up
-    try:
-        yield watched
-    finally:
-        for layer, buffers in watched.items():
-            own[layer].clear()
-            own[layer].update(buffers)
-            layer._buffers = own[layer]

@@ -31,8 +31,6 @@ def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
     if isinstance(tree, tuple):
         # _make does not ask a class's own __new__; what torch.max returns takes a sequence.
         return getattr(type(tree), "_make", type(tree))(new.values())
-    if type(tree) is dict:
-        return new
     filled = copy.copy(tree)
     if isinstance(tree, MutableMapping | list):
         for key, value in new.items():
