@@ -359,6 +359,8 @@ else:
 #
 # - *Get data like those of the training*: some thousands of pictures of the same kind and size,
 #   preprocessed in the same way. Eleven are not enough, and more crops of them do not help.
+# - *Or take images like those to come*, thousands of them. They need no labels. If they differ from
+#   the training data, the check below shows it.
 # - *Or fine-tune first*, on your own data and with batch norm in training mode, and fit on these
 #   data: they are the training data now.
 # - *Set M* to the batch size of one GPU.
