@@ -193,8 +193,9 @@ class NotComparableError(Exception):
 
 
 def fit_and_predict(case: Case, batches: list[Any], inputs: Any) -> tuple[MCBatchNorm, Any]:
-    mc = MCBatchNorm(case.model, num_estimators=len(batches), mc_batch_size=case.batch)
-    mc.fit(batches, input_fn=lambda batch: batch).eval()
+    mc = MCBatchNorm(case.model, num_estimators=len(batches), mc_batch_size=case.batch).eval()
+    # Evaluation mode comes first, as some networks keep what they compute until it is set again.
+    mc.fit(batches, input_fn=lambda batch: batch)
     return mc, call(mc, inputs)
 
 

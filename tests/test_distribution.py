@@ -10,6 +10,7 @@ import zipfile
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,10 @@ def build(source: Path, target: Path, *kinds: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+# Python 3.11 has filters since its fourth release.
+FILTER: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel and, unpacked, the sdist."""
@@ -34,7 +39,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build(ROOT, folder, "wheel", "sdist")
     [archive] = folder.glob("*.tar.gz")
     with tarfile.open(archive) as file:
-        file.extractall(folder / "unpacked", filter="data")
+        file.extractall(folder / "unpacked", **FILTER)
     return folder
 
 

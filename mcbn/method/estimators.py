@@ -9,9 +9,9 @@ memory; what the network computes before they differ, the first of these chunks 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mcbn.method.conduct import Conduct, Snapshot
 from mcbn.method.inputs import Inputs, cloned
-from mcbn.method.pooling import Deferred, finished, scale_and_shift, version, worth_deferring
+from mcbn.method.pooling import finished, scale_and_shift, worth_deferring
+from mcbn.method.prefix import Prefix
 from mcbn.method.statistics import (
     Handover,
     Layers,
@@ -30,9 +31,6 @@ from mcbn.method.statistics import (
     recomputes,
 )
 from mcbn.method.tree import leaves, tensors_of, tree_map
-
-if TYPE_CHECKING:
-    from mcbn.method.mc_batch_norm import MCBatchNorm
 
 # Where an operation has no rule, vmap runs it for each estimator, and that is all right here.
 warnings.filterwarnings("ignore", "There is a performance drop because we have not yet impl")
@@ -68,65 +66,13 @@ class Plan:
         return {**vars(self), "snapshot": None}
 
 
-# --- What estimators share ---------------------------------------------------------------------
+class Wrapper(Protocol):
+    """What a prediction needs to know of the wrapper."""
 
-
-class Prefix:
-    """The results of what a network calls before its estimators differ.
-
-    The first run records them, those that follow get them handed out in the same order.
-    """
-
-    def __init__(self, inputs: Any) -> None:
-        self.log: list[tuple[Any, Any]] = []
-        self.versions = [(tensor, version(tensor)) for tensor in tensors_of(inputs)]
-        self.devices = {tensor.device for tensor, _ in self.versions if tensor.is_cuda}
-        self.random = self.random_state()
-        self.open, self.drew, self.position = True, False, 0
-
-    def random_state(self) -> list[Tensor]:
-        """The states of the generators that the network may draw from."""
-        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self.devices)]
-
-    def close(self) -> None:
-        """From here on results are of single estimators."""
-        if self.open:
-            self.open = False
-            self.drew |= not all(map(torch.equal, self.random, self.random_state()))
-
-    def restart(self) -> bool:
-        """Begin to hand out; False if what was recorded holds for its own run alone.
-
-        That is so where a tensor has been written into since it was recorded, or where the
-        network draws random numbers.
-        """
-        self.close()
-        self.position = 0
-        return not self.drew and all(version(tensor) == old for tensor, old in self.versions)
-
-    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """The recorded result of this call, or that of ``compute``.
-
-        What returns no tensor is called every time: it may switch gradients off.
-        """
-        if self.position < len(self.log) and self.log[self.position][0] == key:
-            self.position += 1
-            return self.log[self.position - 1][1]
-        result = compute()
-        tensors = tensors_of(result)
-        if tensors and self.open and any(map(_is_mapped, tensors)):
-            self.close()
-        elif tensors and self.open:
-            self.log.append((key, result))
-            self.versions += [(tensor, version(tensor)) for tensor in tensors]
-        if tensors:
-            self.position = len(self.log)  # at the end of it, or on another way
-        return result
-
-
-def _is_mapped(tensor: Tensor) -> bool:
-    """Whether a tensor belongs to a run in progress: an axis of vmap, or waiting for a pooling."""
-    return type(tensor) is Deferred or torch.func.debug_unwrap(tensor) is not tensor
+    model: nn.Module
+    num_estimators: int
+    chunk_bytes: int | None
+    _plan: Plan
 
 
 # --- One pass of the network -------------------------------------------------------------------
@@ -234,7 +180,7 @@ def _check_recomputation(run: Substitution, output: Any) -> None:
 # --- All passes --------------------------------------------------------------------------------
 
 
-def predict(mc: MCBatchNorm, layers: Layers, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def predict(mc: Wrapper, layers: Layers, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The network's output, every tensor of it with a leading axis ``num_estimators``.
 
     At most so many estimators run at once that their largest activation stays below the wrapper's
@@ -292,7 +238,7 @@ class _DoesMore(RuntimeError):
     """What the network did this time it may not do the next time."""
 
 
-def _loop(mc: MCBatchNorm, layers: Layers, given: Any) -> Any:
+def _loop(mc: Wrapper, layers: Layers, given: Any) -> Any:
     """One plain pass after another; the last one gets the caller's own objects."""
     outputs: list[Any] = []
     for estimator in range(mc.num_estimators):
@@ -306,7 +252,7 @@ _CHUNK_BYTES_CPU = 8 << 20
 _CHUNK_BYTES_ELSEWHERE = 1 << 30
 
 
-def _in_chunks(mc: MCBatchNorm, layers: Layers, plan: Plan, given: Any, nbytes: int) -> Any:
+def _in_chunks(mc: Wrapper, layers: Layers, plan: Plan, given: Any, nbytes: int) -> Any:
     on_cpu = next(iter(layers.values())).mc_mean.device.type == "cpu"
     budget = mc.chunk_bytes or (_CHUNK_BYTES_CPU if on_cpu else _CHUNK_BYTES_ELSEWHERE)
     outputs: list[Any] = []
@@ -414,7 +360,7 @@ _FIXED = (
 
 
 def predict_traced(
-    mc: MCBatchNorm, layers: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    mc: Wrapper, layers: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """The same as one plain graph, for ``torch.compile`` and ``torch.export`` to see."""
     buffers: dict[str, Tensor] = {}

@@ -8,7 +8,7 @@ known, and it is that of the layer's weight. So the output of a batch norm layer
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mcbn.method.tree import tree_map
-
-if TYPE_CHECKING:
-    from mcbn.method.statistics import Substitution
 
 # Below so many bytes, waiting takes longer than it saves.
 _WORTH_DEFERRING = 1 << 17
@@ -76,6 +73,18 @@ _ADAPTIVE_POOLS = {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_
 _POOLS = {*_POOLS_2D, F.max_pool1d, torch.max_pool1d, F.max_pool3d, torch.max_pool3d}
 
 
+class Run(Protocol):
+    """What a waiting output needs of the run that it is part of."""
+
+    pooled: set[_BatchNorm]
+
+    def differ(self) -> None:
+        """Be told that from here on results are of single estimators."""
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """The result of what all estimators share."""
+
+
 class Deferred(Tensor):
     """The output of a batch norm layer, not yet scaled and shifted.
 
@@ -102,7 +111,7 @@ class Deferred(Tensor):
         layer: _BatchNorm,
         raw: Tensor,
         affine: Callable[[Tensor], Tensor],
-        run: Substitution,
+        run: Run,
         rectified: bool = False,
     ) -> None:
         self.layer, self.raw, self.affine, self.run = layer, raw, affine, run

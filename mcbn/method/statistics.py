@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,10 +24,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from mcbn.method.pooling import UNTRACKED, Deferred, Overwritten, nbytes, normalized
+from mcbn.method.prefix import Prefix
 from mcbn.method.tree import tensors_of
-
-if TYPE_CHECKING:
-    from mcbn.method.estimators import Prefix
 
 Layers = Mapping[str, _BatchNorm]
 Pair = tuple[Tensor, Tensor]  # a mean and a variance
