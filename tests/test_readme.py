@@ -23,8 +23,8 @@ def test_the_example_prints_what_is_said():
         assert re.fullmatch(r"0 0 0 0 0 0 0 0   (99|100)%", clear)
         *readings, percent = doubtful.split()
         assert len(readings) == 8
-        assert len(set(readings)) > 1
-        assert int(percent.removesuffix("%")) < 99
+        assert int(percent.removesuffix("%")) < 95
+    assert len(set(output.splitlines()[1].split()[:8])) > 1  # rarely, all agree in another training
 
 
 def test_the_two_commands_are_one_line_each_and_name_what_exists():

@@ -6,9 +6,10 @@ In training, a batch normalization layer normalizes its activations with the mea
 of the current mini-batch. What the network makes of an image therefore depends a little on the
 other images in the mini-batch. After training, the network usually predicts with fixed averages of
 these statistics, and the variation is gone. Monte Carlo Batch Normalization (MCBN, `Teye et al.,
-2018 <https://arxiv.org/abs/1802.06455>`_) brings it back: it draws several mini-batches of training
-images, and the network predicts once with the statistics of each. Each mini-batch gives one
-*estimator*; where the estimators differ, the network is uncertain. The network is not retrained.
+2018 <https://arxiv.org/abs/1802.06455>`_) brings this variation back: it draws several mini-batches
+of training images, and the network predicts once with the statistics of each. Each mini-batch gives
+one *estimator*; where the estimators differ, the network is uncertain. The network is not
+retrained.
 
 On this page we train a small network on handwritten digits, make eight estimators from it, and
 measure what that changes. No GPU is needed.
@@ -105,8 +106,8 @@ worst = information.topk(4).indices
 plot_estimators(test_set.images[worst] / 255, probs[:, worst], labels[worst])
 
 # %%
-# The plain network would have given a single reading of each, with no hint that other mini-batches
-# suggest another. The estimators disagree about at least one of the four:
+# The plain network would have given a single reading of each, and its confidence. The estimators
+# disagree about at least one of the four:
 
 readings = probs[:, worst].argmax(-1)
 for label, column in zip(labels[worst], readings.T, strict=True):
@@ -148,7 +149,7 @@ rich.print(ResultTables({"plain": plain, "MCBN": mcbn}))
 # This page grew from `torch-uncertainty's tutorial
 # <https://torch-uncertainty.github.io/auto_tutorials/Bayesian_Methods/tutorial_mc_batch_norm.html>`_
 # of the same name, which reports an accuracy of 97.16 % and an NLL of 0.0914. On the full set, our
-# plain network must do at least as well, with an ECE below 1 %; on the sample, it must get 95 %
+# plain network does at least as well, with an ECE below 1 %; on the sample, it gets at least 95 %
 # right.
 
 full = len(labels) == 10_000
@@ -250,8 +251,7 @@ rich.print(ResultTables(sizes))
 # %%
 # With 16 images, the estimators disagree more than with 128, and the entropy is higher. The
 # accuracy is at most half a point below that of the plain network (on the sample, one and a half
-# points). On the full set, the wider spread hardly pays in likelihood: the NLL is higher, or lower
-# by less than 5 %.
+# points). On the full set, the NLL does not improve by more than 5 %, and may get worse.
 
 plain, many, some, few = (results[0] for results in sizes.values())
 assert many["test/cls/Disagreement"] / few["test/cls/Disagreement"] < 1

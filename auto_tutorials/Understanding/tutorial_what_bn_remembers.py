@@ -3,8 +3,8 @@ What a batch norm layer remembers
 =================================
 
 A batch norm layer normalizes *activations*: the numbers that one layer of a network passes to the
-next, not the images or tables that go into the network. It turns each channel :math:`h` of the
-activations into
+next, not the images or tables that go into the network. It turns each channel
+:math:`h` of the activations, one feature of the layer, into
 
 .. math::
 
@@ -29,8 +29,8 @@ of that mini-batch.
 
 What do the statistics hold, and what do they do to a prediction? With one number in and one number
 out, we can see all of it. We make a noisy sine of 400 points, whose noise has a standard deviation
-of 0.1. There are no points around its peak, and none below −3 or above 3. The seed is 0; a CPU is
-enough.
+of 0.1. There are no points around its peak, a place that we call *the gap*, and none below −3 or
+above 3. The seed is 0; a CPU is enough.
 """
 
 # sphinx_gallery_tags = ["regression", "batch size"]
@@ -129,9 +129,9 @@ assert center.std(dim=1).max() < 1e-4
 assert width.std(dim=1).max() < 1e-3
 
 # %%
-# So of 64 points, the first layer remembers two numbers. Let :math:`\mu_s` and :math:`\sigma_s` be
-# the mean and the standard deviation of :math:`x` in mini-batch :math:`s`. Up to the sign of
-# :math:`w`, the layers that follow see
+# So all 50 channels hold the same two numbers: this is what the first layer remembers of 64 points.
+# Let :math:`\mu_s` and :math:`\sigma_s` be the mean and the standard deviation of :math:`x` in
+# mini-batch :math:`s`. Up to the sign of :math:`w`, the layers that follow see
 #
 # .. math::
 #
@@ -155,7 +155,7 @@ ax.figure.set_label(
 )
 
 # %%
-# They differ as expected: the sine is shifted to the left or to the right.
+# Each shifts the sine a little, to the left or to the right.
 #
 # Two kinds of variance
 # ---------------------
@@ -218,11 +218,11 @@ print(f"left of the gap {left:.0%} inside, right of it {right:.0%}")
 # Where the band is wide
 # ----------------------
 #
-# A mini-batch whose mean is a little off shifts the curve by as much, so the prediction changes by
-# the slope times the shift. The mean of :math:`M` of the :math:`n` points varies by
-# :math:`\sigma_x / \sqrt{M}`, where :math:`\sigma_x` is the standard deviation of the inputs, and
-# by a bit less because no point is drawn twice. That gives a rule for the standard deviation of the
-# curves:
+# A mini-batch whose mean is a little off shifts the curve by the same amount, so the prediction
+# changes by the slope times the shift. The mean of :math:`M` of the :math:`n` points has a standard
+# deviation of :math:`\sigma_x / \sqrt{M}`, where :math:`\sigma_x` is the standard deviation of the
+# inputs, and by a bit less because no point is drawn twice. That gives a rule for the standard
+# deviation of the curves:
 #
 # .. math::
 #
@@ -330,9 +330,9 @@ assert larger < 0.6 * base
 
 # %%
 # Ten times as many points leave the spread about where it was; the larger :math:`M` makes it less
-# than 0.6 times as wide. The width of the band is set by the mini-batches of the training, not by
-# the amount of data. The paper's remedy is to train with a suitable :math:`M`, chosen on validation
-# data.
+# than 0.6 times as wide. The width of the band is set by the size of the mini-batches that are
+# drawn, not by the amount of data. To get a suitable width, the paper chooses the :math:`M` of the
+# training on validation data.
 #
 # Conclusion
 # ----------
