@@ -26,8 +26,8 @@ PROJECTS = {
                 torch.stack torch.tensor torch.where torch.zeros
                 torch.autograd.grad_mode.inference_mode
                 torch.nn.AdaptiveAvgPool1d torch.nn.BatchNorm1d torch.nn.BatchNorm2d
-                torch.nn.Conv1d torch.nn.CrossEntropyLoss torch.nn.Dropout torch.nn.Flatten
-                torch.nn.LayerNorm torch.nn.Linear torch.nn.MSELoss
+                torch.nn.Conv1d torch.nn.Conv2d torch.nn.CrossEntropyLoss torch.nn.Dropout
+                torch.nn.Flatten torch.nn.LayerNorm torch.nn.Linear torch.nn.MSELoss
                 torch.nn.MaxPool2d
                 torch.nn.Module torch.nn.ReLU torch.nn.Sequential
                 torch.nn.functional.avg_pool1d torch.nn.functional.avg_pool2d

@@ -127,6 +127,19 @@ assert right.float().mean() > 0.5
 assert summary.entropy[~right].mean() > summary.entropy[right].mean()
 
 # %%
+# These are the four pairs with the highest entropy. Below each pair is a row for each estimator and
+# a column for each sum from 0 to 18: the darker a cell, the more probable the sum. The frame marks
+# the true one.
+
+from mcbn.plotting import plot_estimators
+from mcbn.predictive import probabilities
+
+doubtful = summary.entropy.topk(4).indices
+pairs = torch.cat([test["left"], test["right"]], dim=-1)[doubtful]
+pairs = (pairs - pairs.min()) / (pairs.max() - pairs.min())
+plot_estimators(pairs, probabilities(output["sum"])[:, doubtful], test["total"][doubtful])
+
+# %%
 # Check the result on your network
 # --------------------------------
 #
