@@ -268,6 +268,14 @@ def test_a_terminal_shows_how_far_a_training_is_and_then_no_more(
     assert text.endswith("\x1b[1A\x1b[2K")
 
 
+def test_a_bar_does_not_stand_in_the_way_of_a_schedule(console, monkeypatch, routine, loader):
+    """Of how many batches are accumulated: Lightning's own estimate of the steps refuses it."""
+    schedule = pl.callbacks.GradientAccumulationScheduler({0: 1, 1: 2})
+    written = terminal(monkeypatch)
+    Trainer(max_epochs=2, callbacks=[schedule]).fit(routine, loader)
+    assert "10/10" in written()
+
+
 def test_a_training_that_fails_takes_its_bar_along(console, monkeypatch, routine, loader):
     class Failing(pl.Callback):
         def on_train_batch_end(self, *_):

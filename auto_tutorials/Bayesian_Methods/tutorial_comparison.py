@@ -475,8 +475,8 @@ assert change("digits", "NLL", "plain, scaled", 1)[0] / of_ensemble > 2 / 3
 # %%
 # **With plenty of data, little is left to gain.** On full MNIST, the plain network is well
 # calibrated after its two epochs. A temperature makes its NLL slightly worse, MCBN changes it by
-# less than a thousandth, and dropout harms. Two methods that average lower it: SWA, at the cost
-# of a training of its own, and the ensemble.
+# less than a thousandth, and dropout harms. Averages lower it, of weights as in SWA, which needs a
+# training of its own, or of networks as in the ensemble.
 
 assert change("MNIST", "NLL", "plain, scaled", 1)[0] > 0
 assert abs(change("MNIST", "NLL", "MCBN", 16)[0]) < 0.001

@@ -230,7 +230,7 @@ for name, (doubt, errs) in rankings.items():
 # %%
 # All three rankings find errors: they are at least five times as frequent among the 5 % as in the
 # rest. But nothing here speaks for the mutual information: the entropy of the plain network leaves
-# less than twice as many errors, and in most runs fewer. To choose images for a person, you do not
+# less than twice as many errors, and often fewer. To choose images for a person, you do not
 # need MCBN here.
 
 assert left["plain entropy"] / left["MCBN mutual information"] < 2

@@ -205,7 +205,7 @@ print(f"Two estimators read the same digit in {agreement:.0%} of the clothes.")
 
 assert abs(mcbn["entropy"][0] - plain["entropy"][0]) < 0.02
 assert plain["energy"][0] > plain["entropy"][0] > plain["max-softmax"][0]
-assert mcbn["mutual information"][0] < mcbn["entropy"][0] - 0.01
+assert mcbn["mutual information"][0] < mcbn["entropy"][0]
 assert agreement > 0.6
 
 # %%

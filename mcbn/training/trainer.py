@@ -49,8 +49,12 @@ class _ShowProgress(pl.Callback):
         if trainer.is_global_zero and sys.stderr.isatty():
             columns = *Progress.get_default_columns(), MofNCompleteColumn()
             self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
-            batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
-            self.progress.add_task("Training", total=batches if math.isfinite(batches) else None)
+            limits = (
+                trainer.max_steps * trainer.accumulate_grad_batches,
+                (trainer.max_epochs or 0) * trainer.num_training_batches,
+            )  # -1 and infinity are none
+            total = min((n for n in limits if 0 < n < math.inf), default=None)
+            self.progress.add_task("Training", total=total)
             self.progress.start()
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:

@@ -48,7 +48,9 @@ def test_page_is_whole_and_accessible(tab, server: str, axe: str, page: str) -> 
     ]
 
 
-@pytest.mark.parametrize("name", ["index.html", "guide/which_method.html", "guide/limits.html"])
+@pytest.mark.parametrize(
+    "name", ["index.html", "how_it_works.html", "guide/which_method.html", "guide/limits.html"]
+)
 def test_tables_fit_into_the_page(tab, server: str, name: str) -> None:
     visit(tab, server + name)
     boxes = tab.locator(".pst-scrollable-table-container")
