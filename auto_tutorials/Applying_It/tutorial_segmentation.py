@@ -119,9 +119,9 @@ print(
 # The map of doubt
 # ----------------
 #
-# Here are four test scenes. In the rows *truth* and *prediction*, each digit has its color. The
-# *entropy* measures the whole doubt about a pixel, the *mutual information* the part of it that
-# comes from disagreement among the estimators.
+# Here are four test scenes. In the rows *truth* and *prediction*, the color tells which digit it
+# is. The *entropy* measures the whole doubt about a pixel, the *mutual information* the part of it
+# that comes from disagreement among the estimators.
 
 from mcbn.plotting import plot_maps
 

@@ -114,13 +114,13 @@ assert perfect.quantile(0.95) / ece(confidence, right) < 1
 # Temperature scaling
 # -------------------
 #
-# *Temperature scaling*, from the same paper, divides all logits by one number :math:`T`, chosen to
-# make the labels :math:`y_i` of the validation images as likely as possible, given their logits
-# :math:`z_i`:
+# *Temperature scaling*, from the same paper, divides all logits by one number :math:`T`. It is
+# chosen to make the labels :math:`y_i` of the validation images as likely as possible, given their
+# logits :math:`z_i`: it minimizes
 #
 # .. math::
 #
-#     \min_T \; - \sum_i \log \operatorname{softmax}(z_i / T)_{y_i} .
+#     - \sum_i \log \operatorname{softmax}(z_i / T)_{y_i} .
 #
 # With :math:`T > 1`, the network becomes less sure of everything. The order of the classes does not
 # change, and so neither does the accuracy.

@@ -147,8 +147,8 @@ assert mean("entropy", plain)[-1] < 0.9 * max(mean("entropy", plain))
 # What the estimators read
 # ------------------------
 #
-# Here is the digit from above at four angles, with one row for each of the eight estimators. The
-# darker a cell, the more probable the digit; the frame marks the correct one.
+# Here is the same 6 at four angles, with one row for each of the eight estimators. The darker a
+# cell, the more probable the digit; the frame marks the correct one.
 
 from mcbn.plotting import plot_estimators
 from mcbn.predictive import probabilities

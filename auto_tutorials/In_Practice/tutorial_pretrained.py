@@ -41,7 +41,7 @@ classes = MobileNet_V2_Weights.DEFAULT.meta["categories"]
 
 # %%
 # Pixels are scaled as they were when these weights were trained, to numbers from -1 to 1. The short
-# side is resized to 256 pixels, and the center is cut out.
+# side is resized to 256 pixels, and a square of 224 pixels is cropped from the center.
 
 from torchvision.transforms.v2 import functional as F
 
@@ -132,8 +132,8 @@ look("few pictures")
 # More of the same: random crops
 # ------------------------------
 #
-# Training cut its pictures at random. We can do the same, and get mini-batches of 12 out of eleven
-# pictures, with other parts each time.
+# Training cropped its pictures at random. We can do the same, and get mini-batches of 12 out of
+# eleven pictures, which show other parts each time.
 
 from torchvision.transforms import v2
 

@@ -301,7 +301,8 @@ def insert_record(app: Sphinx, docname: str, source: list[str]) -> None:
         return
     facts = {"Time": f"{json.loads(cost.read_text())['time']:.1f} s", **json.loads(run.read_text())}
     note = tomllib.loads(NOTES.read_text(encoding="utf-8")).get(page.stem.partition("_")[2], {})
-    facts["Data"] = note.get("data", facts["Data"])  # of other packages, which no run can tell
+    if "data" in note:  # of another package, which no run can tell
+        facts["Data"] = note["data"]
     fields = "".join(f"   :{name}: {value}\n" for name, value in facts.items())
     box = f".. container:: mcbn-run\n\n{fields}\n"
     # The introduction ends where the first section or the first cell begins.
