@@ -1656,7 +1656,7 @@ rows(
     reliability_of_two_lengths=(
         lambda w: plot.plot_reliability((THREE, UNIT, THREE)),
         ValueError,
-        ["accuracy of shape (2,)", "wanted (3)"],
+        ["bins (accuracy) of shape (2,)", "wanted (3)"],
     ),
     reliability_of_nothing=(
         lambda w: plot.plot_reliability((THREE * 0, THREE, THREE)),
@@ -1691,7 +1691,7 @@ rows(
     curves_with_unequal_points=(
         lambda w: plot.plot_curves(THREE, torch.rand(4, 3), (THREE, UNIT), ax=w.axes[0, 0]),
         ValueError,
-        ["points[1] of shape (2,)", "wanted (3)"],
+        ["points (y) of shape (2,)", "wanted (3)"],
     ),
     curves_with_points_without_y=(
         lambda w: plot.plot_curves(THREE, torch.rand(4, 3), (THREE,)),
@@ -1798,12 +1798,12 @@ rows(
     roc_of_two_lengths=(
         lambda w: plot.plot_roc({"a": (THREE, UNIT)}),
         ValueError,
-        ["curves['a'][1] of shape (2,)"],
+        ["curves['a'] (true positive rate) of shape (2,)"],
     ),
     roc_with_thresholds=(
         lambda w: plot.plot_roc({"a": (THREE, THREE, THREE)}),
         ValueError,
-        ["3 tensors", "two rates"],
+        ["3 tensors", "false positive rate, true"],
     ),
     heatmap_with_other_rows=(
         lambda w: plot.plot_heatmap(torch.rand(2, 3), "abc", "xyz", "abc", w.axes[0, 0]),
