@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,22 +66,19 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> tuple[DataSet
         >>> features.shape, data_set.width
         (torch.Size([442, 10]), 50)
     """
-    # Here, since it takes Lightning with it, for which the processes that train have no use.
-    from mcbn.data.tables import _diabetes, read_table
-
     data_set = DATA_SETS.get(name) or DataSet(name)
     if name == "diabetes":
-        return data_set, *_parted(_diabetes()[1], data_set)
+        return data_set, *_read(None, data_set)
     path = expanded(name)
     if name in DATA_SETS:
         path = root_folder(root) / "uci" / f"{name}.txt"
         if not path.exists():
-            _fetch_to(path, data_set, read_table)
+            _fetch_to(path, data_set)
     elif not path.exists():
         raise ValueError(
             f"Given {name!r}, wanted the path of a table or one of {', '.join(DATA_SETS)}."
         )
-    features, target = _parted(read_table(path)[1], data_set)
+    features, target = _read(path, data_set)
     if data_set.sha256 not in (None, checksum(features, target)):
         raise ValueError(
             f"{path} does not hold the numbers of {name}; their SHA-256 would be "
@@ -102,7 +98,12 @@ def checksum(features: Tensor, target: Tensor) -> str:
     return hashlib.sha256(numbers.astype("<f8").tobytes()).hexdigest()
 
 
-def _parted(table: Tensor, data_set: DataSet) -> tuple[Tensor, Tensor]:
+def _read(path: Path | None, data_set: DataSet) -> tuple[Tensor, Tensor]:
+    """Features and targets of a file, or of scikit-learn's table."""
+    # Here, since it takes Lightning with it, for which the processes that train have no use.
+    from mcbn.data.tables import _diabetes, read_table
+
+    _, table = read_table(path) if path else _diabetes()
     columns = list(range(table.shape[1]))
     if len(columns) <= max(1, data_set.target, *data_set.left_out):
         raise ValueError(f"the table of {data_set.name} has {len(columns)} columns, wanted more")
@@ -111,9 +112,9 @@ def _parted(table: Tensor, data_set: DataSet) -> tuple[Tensor, Tensor]:
     return table[:, features], table[:, target]
 
 
-def _fetch_to(path: Path, data_set: DataSet, read_table: Callable[..., Any]) -> None:
+def _fetch_to(path: Path, data_set: DataSet) -> None:
     def check(part: Path) -> None:
-        if checksum(*_parted(read_table(part)[1], data_set)) != data_set.sha256:
+        if checksum(*_read(part, data_set)) != data_set.sha256:
             raise ValueError("it has sent other numbers than those of the paper")
 
     assert data_set.url is not None
