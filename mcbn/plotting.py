@@ -40,11 +40,7 @@ def plot_images(
         titles: What stands above them, ``(n,)``.
         axes: Where to draw, ``(n,)``.
 
-    Raises:
-        ValueError: If there are not as many titles or axes as images.
-
     Example:
-        >>> import torch
         >>> axes = plot_images(torch.zeros(2, 28, 28), titles=["seven", "two"])
         >>> axes[1].get_title()
         'two'
@@ -80,11 +76,7 @@ def plot_estimators(
         labels: The true classes, ``(n,)``.
         axes: ``(2, n)``, above for the images, below for the readings.
 
-    Raises:
-        ValueError: If there are not as many predictions, labels or axes as images.
-
     Example:
-        >>> import torch
         >>> probs = torch.tensor([[[0.9, 0.1]], [[0.4, 0.6]]])
         >>> axes = plot_estimators(torch.zeros(1, 28, 28), probs, labels=[1])
         >>> [text.get_text() for text in axes[1, 0].texts]
@@ -100,24 +92,26 @@ def plot_estimators(
     )
     n = len(images)
     size, _, classes = probs.shape
-    if labels is not None and not all(0 <= int(label) < classes for label in labels):
-        raise ValueError(f"Given labels {list(map(int, labels))}, wanted 0 to {classes - 1}.")
+    true = [] if labels is None else list(map(int, labels))
+    if not all(0 <= label < classes for label in true):
+        raise ValueError(f"Given labels {true}, wanted 0 to {classes - 1}.")
+    titles = [f"true: {label}" for label in true] or [""] * n
     readings = probs.argmax(-1).T.tolist()
-    true = ["" if labels is None else f"true: {int(labels[i])}" for i in range(n)]
     if axes is None:
         told = "; ".join(
-            f"{t} read: {' '.join(map(str, r))}" for t, r in zip(true, readings, strict=True)
+            f"{title} read: {' '.join(map(str, read))}"
+            for title, read in zip(titles, readings, strict=True)
         )
         label = f"Images, and the class that {size} estimators read in each. {told}."
         axes = _grid(label, 2, n, figsize=(0.6 + 2 * n, 4.2), height_ratios=[3, 4])
-    plot_images(images, true, axes[0])
+    plot_images(images, titles, axes[0])
     for i, ax in enumerate(axes[1]):
         ax.imshow(_array(probs[:, i]), cmap=_BLUES, vmin=0, vmax=1, aspect="auto")
         for estimator, reading in enumerate(readings[i]):
             color = "white" if probs[estimator, i, reading] > 0.8 else "black"
             ax.text(reading, estimator, reading, color=color, ha="center", va="center", fontsize=9)
-        if labels is not None:
-            corner = int(labels[i]) - 0.5, -0.5
+        if true:
+            corner = true[i] - 0.5, -0.5
             ax.add_patch(Rectangle(corner, 1, size, fill=False, ec=ORANGE, lw=2.5, clip_on=False))
         ax.set_xticks(range(classes))
         ax.set_yticks(range(size), range(1, size + 1) if i == 0 else [""] * size)
@@ -135,7 +129,6 @@ def plot_reliability(bins: tuple[Tensor, Tensor, Tensor], ax: Axes | None = None
         ax: Where to draw.
 
     Example:
-        >>> import torch
         >>> bins = torch.tensor([10, 90]), torch.tensor([0.5, 1.0]), torch.tensor([0.6, 0.9])
         >>> plot_reliability(bins).get_ylabel()
         'accuracy'
@@ -164,7 +157,6 @@ def plot_risk_coverage(
         label: The line's name in a legend.
 
     Example:
-        >>> import torch
         >>> ax = plot_risk_coverage(torch.tensor([0.5, 1.0]), torch.tensor([0.0, 0.1]))
         >>> ax.lines[0].get_ydata().tolist()
         [0.0, 0.10000000149011612]
@@ -188,7 +180,6 @@ def plot_curves(
         ax: Where to draw.
 
     Example:
-        >>> import torch
         >>> ax = plot_curves(torch.arange(3.0), torch.rand(20, 3))
         >>> len(ax.lines)
         20
@@ -219,7 +210,6 @@ def plot_bands(
         ax: Where to draw.
 
     Example:
-        >>> import torch
         >>> x = torch.arange(3.0)
         >>> ax = plot_bands(x, x, {"two standard deviations": torch.ones(3)})
         >>> ax.figure.get_label()
@@ -313,7 +303,6 @@ def plot_intervals(
         ax: Where to draw.
 
     Example:
-        >>> import torch
         >>> ax = plot_intervals(torch.zeros(2), torch.ones(2), torch.ones(2) / 2, torch.ones(2))
         >>> ax.figure.get_label()
         '2 forecasts with their intervals, and the outcomes, of which 0 are outside.'
@@ -345,7 +334,6 @@ def plot_scores(
         axes: Where to draw, one for each score.
 
     Example:
-        >>> import torch
         >>> axes = plot_scores({"NLL": torch.tensor([[0.3, 0.4], [0.1, 0.2]])}, ["one", "five"])
         >>> [label.get_text() for label in axes[0].get_yticklabels()]
         ['one', 'five']
@@ -385,7 +373,6 @@ def plot_maps(
         axes: Where to draw, ``(1 + number of maps, n)``.
 
     Example:
-        >>> import torch
         >>> axes = plot_maps(torch.zeros(2, 8, 8), {"entropy": torch.rand(2, 8, 8)})
         >>> axes[1, 0].get_ylabel(), axes[1, 1].images[0].get_clim()[0]
         ('entropy', 0.0)
@@ -431,7 +418,6 @@ def plot_histograms(values: Mapping[str, Tensor], label: str, ax: Axes | None = 
         ax: Where to draw.
 
     Example:
-        >>> import torch
         >>> ax = plot_histograms({"digits": torch.rand(9), "clothes": torch.rand(5)}, "entropy")
         >>> ax.figure.get_label()
         'Histograms of entropy: digits, clothes.'
@@ -461,7 +447,6 @@ def plot_roc(curves: Mapping[str, tuple[Tensor, Tensor]], ax: Axes | None = None
         ax: Where to draw.
 
     Example:
-        >>> import torch
         >>> false, true = torch.tensor([0.0, 0.1, 1.0]), torch.tensor([0.0, 0.9, 1.0])
         >>> ax = plot_roc({"entropy": (false, true)})
         >>> ax.lines[1].get_label()
@@ -497,7 +482,6 @@ def plot_heatmap(
         ax: Where to draw.
 
     Example:
-        >>> import torch
         >>> ax = plot_heatmap(torch.rand(2, 3), "ab", "xyz", ("letter", "name", "entropy"))
         >>> [label.get_text() for label in ax.get_xticklabels()]
         ['x', 'y', 'z']
@@ -534,7 +518,6 @@ def plot_published(
         ax: Where to draw.
 
     Example:
-        >>> import torch
         >>> ours = torch.tensor([7.5]), torch.tensor([1.0])
         >>> ax = plot_published(["boston"], ours, torch.tensor([8.5]), "CRPS")
         >>> ax.figure.get_label()
@@ -570,7 +553,6 @@ def plot_sorted_errors(
         ax: Where to draw.
 
     Example:
-        >>> import torch
         >>> ax = plot_sorted_errors(torch.rand(9), {"predicted": torch.arange(9.0)}, "price")
         >>> ax.figure.get_label()
         'Errors of price of 9 forecasts, from the surest to the least sure, and lines: predicted.'
