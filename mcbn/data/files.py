@@ -183,9 +183,7 @@ class _Download(threading.Thread):
             # put there, and the file for its owner only.
             with tempfile.TemporaryDirectory() as folder:
                 for file in self.wanted:
-                    content = self._fetch_from_any_mirror(file, folder)
-                    if not self.cancelled.is_set():
-                        _place(file.path, content)
+                    self._place(file.path, self._fetch_from_any_mirror(file, folder))
         except Exception as error:  # raised again by the caller, in its own thread
             self.error = error
 
@@ -242,14 +240,15 @@ class _Download(threading.Thread):
     def flush(self) -> None:
         self.content.flush()
 
-
-def _place(path: Path, content: bytes) -> None:
-    try:
-        write_whole(path, content)
-    except OSError as error:
-        # Another process may have placed its own and deleted this one's part.
-        if not (isinstance(error, FileNotFoundError) and path.exists()):
-            raise _unwritable(path, error) from error
+    def _place(self, path: Path, content: bytes) -> None:
+        if self.cancelled.is_set():
+            return
+        try:
+            write_whole(path, content)
+        except OSError as error:
+            # Another process may have placed its own and deleted this one's part.
+            if not (isinstance(error, FileNotFoundError) and path.exists()):
+                raise _unwritable(path, error) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
