@@ -866,9 +866,13 @@ rows(
     "noise precision",
     of_a_list=(precision([1.0]), TypeError, ["predictions is a list", "wanted a torch.Tensor"]),
     target_a_list=(precision(UNIT, [1.0]), TypeError, ["target is a list", "a torch.Tensor"]),
-    of_integers=(precision(LABELS), ValueError, ["torch.int64", "wanted finite floating point"]),
-    of_nan=(precision(UNIT * math.nan), ValueError, ["predictions", "look for NaN"]),
-    target_infinite=(precision(UNIT, UNIT * math.inf), ValueError, ["target", "look for NaN and"]),
+    of_integers=(precision(LABELS), ValueError, ["torch.int64", "wanted floating point"]),
+    of_nan=(
+        precision(UNIT * math.nan),
+        ValueError,
+        ["predictions with NaN or inf", "wanted finite"],
+    ),
+    target_infinite=(precision(UNIT, UNIT * math.inf), ValueError, ["target with NaN or infin"]),
     other_shape=(precision(torch.ones(2, 3)), ValueError, ["(2, 3)", "(2,)", "(num_estimators, *"]),
     too_large=(
         precision(torch.tensor([[1e200], [0.0]], dtype=torch.float64), UNIT[:1], bounds=(1, 2)),
@@ -906,12 +910,16 @@ rows(
     target_that_would_broadcast=(crps(target=ONE[None]), ValueError, ["(1, 1)", "wanted floating"]),
     target_nan=(crps(target=ONE * math.nan), ValueError, ["target with NaN", "wanted finite"]),
     target_meta=(crps(target=ONE.to("meta")), ValueError, ["wanted all on one device"]),
-    nothing=(crps(ONE[:0], ONE[:0], ONE[:0]), ValueError, ["not empty"]),
+    nothing=(crps(ONE[:0], ONE[:0], ONE[:0]), ValueError, ["no axis empty"]),
     tau_zero=(pll(tau=0), ValueError, ["tau=0", "wanted a finite number above 0"]),
     tau_text=(pll(tau="1"), TypeError, ["tau='1' is a str", "a finite number above 0"]),
     tau_tensor=(pll(tau=ONE), TypeError, ["tau=tensor([1.]) is a Tensor", "a finite number"]),
     tau_nan=(pll(tau=math.nan), ValueError, ["tau=nan", "wanted a finite number above 0"]),
-    no_estimators=(pll(ONE), ValueError, ["shape (1,)", "wanted (num_estimators, *target.shape)"]),
+    no_estimators=(
+        pll(ONE),
+        ValueError,
+        ["shape (1,)", "of shape (num_estimators, *target.shape)"],
+    ),
     predictions_infinite=(pll(ONE[None] * math.inf), ValueError, ["predictions with NaN or inf"]),
     level_one=(lambda w: metrics.IntervalCoverage(1.0), ValueError, ["level=1.0", "between 0 and"]),
     level_text=(lambda w: metrics.IntervalCoverage("x"), TypeError, ["level='x' is a str"]),  # pyright: ignore
@@ -1656,7 +1664,7 @@ rows(
     reliability_of_two_lengths=(
         lambda w: plot.plot_reliability((THREE, UNIT, THREE)),
         ValueError,
-        ["accuracy of shape (2,)", "wanted (3)"],
+        ["bins (accuracy) of shape (2,)", "wanted (3)"],
     ),
     reliability_of_nothing=(
         lambda w: plot.plot_reliability((THREE * 0, THREE, THREE)),
@@ -1691,7 +1699,7 @@ rows(
     curves_with_unequal_points=(
         lambda w: plot.plot_curves(THREE, torch.rand(4, 3), (THREE, UNIT), ax=w.axes[0, 0]),
         ValueError,
-        ["points[1] of shape (2,)", "wanted (3)"],
+        ["points (y) of shape (2,)", "wanted (3)"],
     ),
     curves_with_points_without_y=(
         lambda w: plot.plot_curves(THREE, torch.rand(4, 3), (THREE,)),
@@ -1798,12 +1806,12 @@ rows(
     roc_of_two_lengths=(
         lambda w: plot.plot_roc({"a": (THREE, UNIT)}),
         ValueError,
-        ["curves['a'][1] of shape (2,)"],
+        ["curves['a'] (true positive rate) of shape (2,)"],
     ),
     roc_with_thresholds=(
         lambda w: plot.plot_roc({"a": (THREE, THREE, THREE)}),
         ValueError,
-        ["3 tensors", "two rates"],
+        ["3 tensors", "false positive rate, true"],
     ),
     heatmap_with_other_rows=(
         lambda w: plot.plot_heatmap(torch.rand(2, 3), "abc", "xyz", "abc", w.axes[0, 0]),

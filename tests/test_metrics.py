@@ -549,7 +549,7 @@ FLAG = torch.tensor([True])
         (lambda: metrics.IntervalCoverage().update(ONE, ONE, ONE.long()), "target torch.int64"),
         (lambda: metrics.IntervalCoverage(1.0), "level=1.0"),
         (lambda: metrics.MixtureLogLikelihood().update(ONE[None], 0.0, ONE), "tau=0.0"),
-        (lambda: metrics.MixtureLogLikelihood().update(ONE, 1.0, ONE), r"wanted \(num_estimator"),
+        (lambda: metrics.MixtureLogLikelihood().update(ONE, 1.0, ONE), r"of shape \(num_estimator"),
         (lambda: metrics.FPR95().update(ONE, ONE), r"is_ood torch.float32 \(1,\)"),
         (lambda: metrics.FPR95().update(ONE * math.nan, FLAG), "scores with NaN"),
         (lambda: metrics.risk_coverage_curve(ONE, FLAG[:0]), r"torch.bool \(0,\), wanted"),

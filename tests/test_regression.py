@@ -189,7 +189,7 @@ def test_bounds_must_rise_from_above_zero(bounds):
 def test_what_has_no_precision_is_refused():
     with pytest.raises(ValueError, match="All errors are 0"):
         fit_noise_precision(torch.ones(2, 3), torch.ones(3))
-    with pytest.raises(ValueError, match=r"\(4,\) for a target of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"\(1, 4\) for a target of shape \(3,\)"):
         fit_noise_precision(torch.ones(4), torch.ones(3))
     with pytest.raises(ValueError, match="finite"):
         fit_noise_precision(torch.tensor([math.nan, 0.0]), torch.ones(2))
