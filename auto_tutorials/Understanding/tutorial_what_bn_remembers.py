@@ -17,7 +17,7 @@ a small constant that keeps the layer from dividing by zero. In training, the *s
 
 .. math::
 
-    \mu = \frac{1}{M} \sum_{i=1}^{M} h_i, \qquad
+    \mu = \frac{1}{M} \sum_{i=1}^{M} h_i, \quad
     \sigma^2 = \frac{1}{M} \sum_{i=1}^{M} (h_i - \mu)^2 .
 
 So the output for one example depends on the others in its mini-batch. At inference, the layer
@@ -168,8 +168,7 @@ ax.figure.set_label(
 #
 # .. math::
 #
-#     \mathrm{Var}[y] \approx \frac{1}{S} \sum_s (f_s(x) - \bar f(x))^2 + \frac{1}{\tau},
-#     \qquad \frac{1}{\tau} = 0.1^2 .
+#     \mathrm{Var}[y] \approx \frac{1}{S} \sum_s (f_s(x) - \bar f(x))^2 + \frac{1}{\tau} .
 #
 # The bands in the figure are two standard deviations wide on each side: first of the curves, then
 # of curves and noise.
