@@ -1,6 +1,6 @@
 """
-Active learning: which images to label
-======================================
+Active learning: which pictures to label
+========================================
 
 Pictures are plentiful, but every label takes a person's time. In *active learning* the network
 chooses what to label next: the pictures that it is unsure of. This page compares three ways to
