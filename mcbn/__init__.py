@@ -1,7 +1,7 @@
 """Monte Carlo Batch Normalization (MCBN) for PyTorch.
 
-One prediction flows one way: train, convert, fit the statistics, predict, summarise, plot.
-Names that need Lightning, torchvision or matplotlib are imported when they are first used, so
+The steps to a prediction: train, convert, fit the statistics, predict, summarize, plot.
+Names that need Lightning, torchvision or Matplotlib are imported when first used, so
 ``import mcbn`` costs little more than ``import torch``.
 """
 

@@ -1,4 +1,4 @@
-"""The checks that the modules share. A message says what was given, what was wanted, what to do."""
+"""Checks shared by the modules. A message says what was given, what was wanted and what to do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_number(name: str, value: Any, wanted: str, fits: Callable[[Any], bool]
 
 
 def check_type(name: str, value: Any, kind: type | tuple[type, ...], wanted: str) -> None:
-    """Raise TypeError unless ``value`` is of this kind; True and False are no numbers."""
+    """Raise TypeError unless ``value`` is of this kind; True and False are not numbers."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{name}={short(value)} is a {type(value).__name__}; pass {wanted}.")
 
@@ -65,7 +65,7 @@ def check_tensors(**values: Any) -> None:
 
 
 def check_has_values(**values: Tensor) -> None:
-    """Raise ValueError for tensors of the meta device, that have a shape and nothing else."""
+    """Raise ValueError for tensors on the meta device, which have a shape but no values."""
     for name, value in values.items():
         if value.is_meta:
             raise ValueError(
@@ -84,7 +84,7 @@ def check_labels(target: Tensor, rows: int) -> None:
 
 
 def check_classes(lowest: float, highest: float, classes: int) -> None:
-    """Raise ValueError unless labels from the one to the other all have a class."""
+    """Raise ValueError unless every label from ``lowest`` to ``highest`` has a class."""
     if not 0 <= lowest <= highest < classes:
         raise ValueError(
             f"Given labels from {lowest:.0f} to {highest:.0f}, wanted 0 to {classes - 1} for "
@@ -93,9 +93,9 @@ def check_classes(lowest: float, highest: float, classes: int) -> None:
 
 
 def check_regression(target: Tensor, **predicted: Tensor) -> None:
-    """Raise unless all are finite floating point numbers of the target's shape.
+    """Raise unless all are finite floating-point numbers of the target's shape.
 
-    ``predictions`` have the estimators' axis in front; a ``std`` is 0 or more.
+    ``predictions`` have the estimator axis in front; a ``std`` must be 0 or more.
     """
     given = {"target": target, **predicted}
     check_tensors(**given)

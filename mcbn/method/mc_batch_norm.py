@@ -44,40 +44,40 @@ _DETERMINISTIC: ContextVar[bool] = ContextVar("mcbn_deterministic", default=Fals
 class MCBatchNorm(nn.Module):
     r"""Monte Carlo Batch Normalization of a trained network.
 
-    In evaluation mode ``mc(x)`` returns :math:`S` samples of the prediction: every tensor of the
+    In evaluation mode, ``mc(x)`` returns :math:`S` samples of the prediction: every tensor in the
     network's output gains a leading axis, ``(num_estimators, batch, …)``. Sample :math:`s`
-    normalizes with the mean and the variance of :math:`M` random training examples, as each step
-    of the training did (Teye, Azizpour and Smith, ICML 2018, Algorithm 1):
+    normalizes with the mean and variance of a mini-batch of :math:`M` random training examples, as
+    each training step did (Teye, Azizpour and Smith, ICML 2018, Algorithm 1):
 
     .. math::
 
         \hat y_s = f(x;\, \theta, \mu_s, \sigma^2_s), \qquad
         p(y \mid x) \approx \frac{1}{S} \sum_{s=1}^{S} p(y \mid \hat y_s).
 
-    In training mode it is the plain network. The statistics are those of the weights that
-    :meth:`fit` saw: after more training, fit again.
+    In training mode it is the plain network. The statistics belong to the weights that
+    :meth:`fit` saw: fit again after further training.
 
     Args:
         model: A network with at least one batch norm layer (``BatchNorm1d``, ``2d``, ``3d``,
-            ``SyncBatchNorm``, a lazy one or a subclass). It is copied, and left as it is. Of one
-            that ``torch.compile`` has made, the network in it is taken.
-        num_estimators: :math:`S`, the number of samples.
-        convert: Copy the model. ``False`` uses ``model`` itself, whose batch norm layers get the
-            buffers ``mc_mean`` and ``mc_var``.
+            ``SyncBatchNorm``, a lazy one or a subclass). It is copied and left unchanged. If it is
+            the result of ``torch.compile``, the original network inside it is used.
+        num_estimators: :math:`S`, the number of estimators (samples).
+        convert: Whether to copy the model. ``False`` uses ``model`` itself and adds the buffers
+            ``mc_mean`` and ``mc_var`` to its batch norm layers.
         mc_batch_size: :math:`M`, the number of training examples in each mini-batch. The paper
-            takes the batch size of the training; a smaller one spreads the samples wider.
+            uses the training batch size; a smaller one spreads the samples wider.
         correction: ``0`` for the variance that batch norm trains with (divided by :math:`n`), ``1``
-            for the unbiased one, that other implementations use.
+            for the unbiased variance, which other implementations use.
         momentum: Weight of the mini-batch against the trained running statistics. ``1.0`` replaces
             them, as the authors' code does; ``0.1`` blends as a training step would, and shrinks
             the spread of the means to a tenth.
-        path: How estimators are run: with ``"auto"`` several at once, as far as
-            ``torch.vmap`` can; with ``"loop"`` one plain forward pass after another.
-        chunk_bytes: At most so many bytes for the largest activation of the estimators that run at
+        path: How the estimators run: ``"auto"`` runs several at once where ``torch.vmap`` can;
+            ``"loop"`` makes one plain forward pass after another.
+        chunk_bytes: Upper limit in bytes on the largest activation of the estimators that run at
             once. By default 8 MiB on a CPU and 1 GiB elsewhere.
 
     Raises:
-        TypeError: ``model`` is no module or a scripted one, or a number is of the wrong type.
+        TypeError: ``model`` is not a module or is a scripted one, or a number has the wrong type.
         ValueError: ``model`` has no batch norm layer, or a number is out of range.
 
     Example:
@@ -163,7 +163,7 @@ class MCBatchNorm(nn.Module):
 
     @property
     def loop_reason(self) -> str | None:
-        """Why the last prediction ran one estimator after another; None if it did not."""
+        """Why the last prediction ran the estimators one by one; None if it did not."""
         return self._plan.loop_reason
 
     def fit(
@@ -175,30 +175,30 @@ class MCBatchNorm(nn.Module):
     ) -> MCBatchNorm:
         """Draw the statistics of every estimator, and return the wrapper.
 
-        Dropout and everything but batch norm run in evaluation mode; afterwards every module is in
-        the mode in which it was. If anything fails, the former statistics stay in force. In a
-        distributed run every process must call it, and all get the statistics of the first; where
-        it fails in one, it fails in all. Statistics very far from the trained ones raise a warning;
-        :func:`mcbn.diagnostics.fit_report` looks closer.
+        All layers except batch norm, dropout included, run in evaluation mode; afterwards every
+        module returns to its previous mode. If anything fails, the previous statistics stay in
+        force. In a distributed run every process must call this method, and all get the statistics
+        of the first; if it fails in one, it fails in all. Statistics very far from the trained ones
+        raise a warning; :func:`mcbn.diagnostics.fit_report` gives the details.
 
         Args:
-            data: A DataLoader over the training set: each estimator gets ``mc_batch_size`` examples
-                of its dataset, drawn independently and without replacement, through the loader's
-                transforms and ``collate_fn``. Or any iterable of batches: each estimator gets one,
-                in order.
-            generator: Source of the draws (on the CPU). With one, PyTorch's global random state
-                is left as it is; without one, it seeds the draws.
-            input_fn: Picks the network's inputs from a batch: a tensor, a tuple of positional or
-                a dict of keyword arguments. By default the first part of the batch.
+            data: A DataLoader over the training set: each estimator gets a mini-batch of
+                ``mc_batch_size`` examples from its dataset, drawn independently and without
+                replacement within the batch, through the loader's transforms and ``collate_fn``.
+                Or any iterable of batches: each estimator gets one, in order.
+            generator: Source of the draws (on the CPU). If given, PyTorch's global random state
+                is left unchanged; otherwise that state seeds the draws.
+            input_fn: Picks the network's inputs from a batch: a tensor, a tuple of positional
+                arguments or a dict of keyword arguments. Default: the first part of the batch.
 
         Raises:
-            RuntimeError: A layer gives its running statistics to something else than
+            RuntimeError: A layer passes its running statistics to something other than
                 ``F.batch_norm``; or, in a distributed run, another process failed.
-            TypeError: ``data`` is not iterable, a batch holds no tensor, or an argument is of the
+            TypeError: ``data`` is not iterable, a batch holds no tensor, or an argument has the
                 wrong type.
-            ValueError: There are too few examples or batches, a layer sees one value a channel or
-                another number of channels than its own, a statistic is not finite, or the network
-                is on the meta device.
+            ValueError: There are too few examples or batches, a layer sees one value per channel
+                or the wrong number of channels, a statistic is not finite, or the network is on
+                the meta device.
         """
         _, drawn, plan = self._draw_together(data, None, generator, input_fn)
         warn_if_unfit(self.model, drawn)  # before anything is replaced: a warning may be an error
@@ -215,23 +215,23 @@ class MCBatchNorm(nn.Module):
         generator: torch.Generator | None = None,
         input_fn: Callable[[Any], Any] | None = None,
     ) -> MCBatchNorm:
-        """Draw the statistics of some estimators again, and keep those of the others.
+        """Redraw the statistics of some estimators, and keep those of the others.
 
         The paper draws afresh for every prediction; redrawing one estimator after each prediction
-        comes near to that at a fraction of the cost of a :meth:`fit`.
+        comes close to that at a fraction of the cost of :meth:`fit`.
 
         Args:
             data: As in :meth:`fit`.
-            estimators: Their indices.
+            estimators: Indices of the estimators to redraw.
             generator: As in :meth:`fit`.
             input_fn: As in :meth:`fit`.
 
         Raises:
             IndexError: An index is out of range.
-            RuntimeError: There are no statistics yet, or the network calls a layer more or less
-                often than it did in :meth:`fit`.
-            TypeError: ``estimators`` are no integers; or as in :meth:`fit`.
-            ValueError: There is no index, or one comes twice; or as in :meth:`fit`.
+            RuntimeError: There are no statistics yet, or the network calls a layer more or fewer
+                times than it did in :meth:`fit`.
+            TypeError: ``estimators`` are not integers; or as in :meth:`fit`.
+            ValueError: No index is given, or one is repeated; or as in :meth:`fit`.
         """
         if not self.fitted:
             raise _not_fitted()
@@ -250,21 +250,21 @@ class MCBatchNorm(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As PyTorch's, but all or nothing: a state that cannot be loaded changes nothing.
+        """Load as PyTorch does, but all or nothing: a state that cannot be loaded changes nothing.
 
-        A ``state_dict()`` holds tensors only. Read it from a file with ``torch.load(path,
-        weights_only=True)``, PyTorch's default, which runs no code that a file may hold.
+        A ``state_dict()`` holds only tensors. Read it from a file with ``torch.load(path,
+        weights_only=True)``, PyTorch's default, which does not run any code in the file.
 
         Args:
-            state_dict: What ``state_dict()`` of a wrapper returned, fitted or not. One without
-                statistics takes those of the wrapper away, as they were of other weights.
+            state_dict: What ``state_dict()`` of a wrapper, fitted or not, returned. One without
+                statistics removes the wrapper's own, as they belong to other weights.
             strict: Whether missing and unexpected names are errors.
-            assign: Take the tensors themselves, not their values.
+            assign: Whether to use the tensors themselves instead of copying their values.
 
         Raises:
-            RuntimeError: It is of another architecture or ``num_estimators``, or its statistics are
-                not whole.
-            TypeError: It is no mapping.
+            RuntimeError: The state is from a different architecture or ``num_estimators``, or its
+                statistics are incomplete.
+            TypeError: The state is not a mapping.
         """
         owners: list[Any] = [own for m in self.modules() for own in (m._parameters, m._buffers)]
         held = [(own, name, tensor) for own in owners for name, tensor in own.items()]
@@ -297,7 +297,7 @@ class MCBatchNorm(nn.Module):
 
     @contextmanager
     def deterministic(self) -> Iterator[None]:
-        """Within this context the wrapper is the plain network, without an estimator axis."""
+        """Make the wrapper the plain network in this context, without an estimator axis."""
         token = _DETERMINISTIC.set(True)
         try:
             yield
@@ -305,7 +305,7 @@ class MCBatchNorm(nn.Module):
             _DETERMINISTIC.reset(token)
 
     def extra_repr(self) -> str:
-        """The numbers, and how the last prediction was run."""
+        """The two sizes, and how the last prediction ran."""
         parts = [f"num_estimators={self.num_estimators}", f"mc_batch_size={self.mc_batch_size}"]
         if not self.fitted:
             parts.append("not fitted")
@@ -319,7 +319,7 @@ class MCBatchNorm(nn.Module):
         return Plan("it was asked for", loops=True) if self.path == "loop" else Plan()
 
     def _check_number(self, name: str, layer: Any) -> None:
-        """Raise an error for statistics of another number of estimators, or that were rounded."""
+        """Raise an error if statistics are rounded or of the wrong number of estimators."""
         mean = layer.mc_mean
         if mean is not None and mean.element_size() < 4:
             raise RuntimeError(
@@ -334,10 +334,10 @@ class MCBatchNorm(nn.Module):
             )
 
     def _draw_together(self, *args: Any) -> Drawn:
-        """As :meth:`_draw`; in a distributed run, the first process's statistics in all of them.
+        """Draw as :meth:`_draw` does; in a distributed run, share the first process's statistics.
 
-        If it fails in one it fails in all: else the others would wait for that one in their next
-        collective operation, forever.
+        A failure in one process fails all: otherwise the others would wait forever for it in
+        their next collective operation.
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             return self._draw(*args)
@@ -368,10 +368,10 @@ class MCBatchNorm(nn.Module):
         generator: torch.Generator | None,
         input_fn: Callable[[Any], Any] | None,
     ) -> Drawn:
-        """Run a mini-batch for each of these estimators, or of all.
+        """Run a mini-batch for each of the given estimators, or for all.
 
         Returns:
-            The estimators, each layer's statistics, and how the network may be run.
+            The estimators, each layer's statistics, and how the network can run.
         """
         chosen = _indices(estimators, self.num_estimators)
         count = len(chosen)
@@ -390,7 +390,7 @@ class MCBatchNorm(nn.Module):
             batches = draw_batches(data, count, self.mc_batch_size, drawing)
             for index, batch in enumerate(with_progress("Fitting MCBN", batches, count)):
                 inputs = network_inputs(batch, input_fn, like)
-                # What is made once, such as a mask that is kept, the first pass has made.
+                # The first pass makes what is made once, such as a mask that is kept.
                 looks = index in (0, count - 1)
                 waits = index > 0 and fault is None
                 try:
@@ -416,7 +416,7 @@ class MCBatchNorm(nn.Module):
     def _run_mini_batch(
         self, inputs: Call, waits: bool, looks: bool
     ) -> tuple[MiniBatch, str | None]:
-        """Normalize a copy of ``inputs`` with its own statistics; and what else that did."""
+        """Normalize a copy of ``inputs`` with its own statistics; also report side effects."""
         conduct = Conduct(self.model, inputs) if looks else None
         args, kwargs = cloned(inputs) if conduct is None else conduct.given
         run = MiniBatch(batch_norms(self.model), self.correction, waits)
@@ -464,7 +464,7 @@ class MCBatchNorm(nn.Module):
         return mean, var
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MCBatchNorm:
-        """Move and convert, but keep statistics in single precision at least."""
+        """Move and convert, but keep statistics in at least single precision."""
         layers: list[Any] = list(batch_norms(self.model).values())
         held = [(each, each.mc_mean, each.mc_var) for each in layers if each.mc_mean is not None]
         super()._apply(fn, recurse)
@@ -476,7 +476,7 @@ class MCBatchNorm(nn.Module):
 
 
 def _before_loading(mc: MCBatchNorm, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """See what no layer can know: whether others have statistics, and of how many estimators."""
+    """Check what no layer can: whether all have statistics, and for how many estimators."""
     _, _, missing_keys, _, error_msgs = rest
     needed = [f"{prefix}{name}.mc_mean" for name in batch_norms(mc)]
     absent = [key for key in needed if key not in state_dict]
@@ -496,7 +496,7 @@ def _not_fitted() -> RuntimeError:
 
 
 def _uncompiled(model: Any) -> Any:
-    """The network without what ``torch.compile`` has put around it, or around parts of it."""
+    """The network without the wrappers that ``torch.compile`` put around it or its parts."""
     model = getattr(model, "_orig_mod", model)
     for module in list(model.modules()):
         vars(module).pop("_compiled_call_impl", None)  # what module.compile() leaves
@@ -507,7 +507,7 @@ def _uncompiled(model: Any) -> Any:
 
 
 def _indices(estimators: Any, num_estimators: int) -> list[int]:
-    """The estimators to draw, each an int and each once; all of them for None."""
+    """The estimators to draw, each an int and each once; None means all."""
     if estimators is None:
         return list(range(num_estimators))
     if not isinstance(estimators, Iterable) or isinstance(estimators, str):
@@ -539,7 +539,7 @@ def _example(model: nn.Module) -> Tensor | None:
 
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and afterwards in the mode in which it was."""
+    """Put every module in evaluation mode, and restore its own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     for module in modes:
         module.training = False
@@ -552,13 +552,13 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _seeded(generator: torch.Generator | None) -> Iterator[torch.Generator]:
-    """A generator for the draws, with PyTorch's global one put aside and seeded from it."""
+    """A generator for the draws; PyTorch's global one is set aside and seeded from it."""
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
     elif not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
         raise TypeError(f"generator={generator!r}; pass a torch.Generator of the CPU.")
     with torch.random.fork_rng(devices=[]):
-        # What the training transforms draw is part of the draw.
+        # The random transforms of the training are part of the draw.
         seed = torch.randint(2**62, (), generator=generator, device="cpu")
         torch.default_generator.manual_seed(int(seed))
         yield generator
