@@ -1,7 +1,7 @@
-"""Are the statistics that ``fit`` drew fit for use?
+"""Checks whether the statistics that ``fit`` drew can be trusted.
 
-Mini-batches of the training data scatter around the running statistics that the training left
-behind. Those of other data, or of other preprocessing, lie beside them.
+The statistics of training mini-batches scatter around the running statistics that training left
+behind. Those of other data, or of differently preprocessed data, are offset from them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from mcbn.predictive import mean_probs
 
 
 class FitReport(NamedTuple):
-    """Drawn against trained statistics, a value for each batch norm layer.
+    """Drawn versus trained statistics, with one value for each batch norm layer.
 
     Attributes:
-        names: The layers, those left out that hold no trained statistics.
+        names: The layers, without those that hold no trained statistics.
         shift: Distance between the mean of the estimators and the trained mean, ``(layers,)``.
         spread: Distance of an estimator from the mean of the estimators, ``(layers,)``.
         scale: Factor between the drawn and the trained standard deviation, ``(layers,)``.
@@ -34,11 +34,11 @@ class FitReport(NamedTuple):
 
 
 def fit_report(mc: MCBatchNorm) -> FitReport:
-    r"""How far the drawn statistics of each layer lie from the trained ones.
+    r"""Measure how far the drawn statistics of each layer are from the trained ones.
 
-    With a layer's trained mean :math:`\mu_c` and variance :math:`\sigma^2_c` of channel :math:`c`
-    (its :math:`\epsilon` added), those of estimator :math:`s`, and bars for their means over
-    :math:`s`:
+    Let a layer's trained mean and variance in channel :math:`c` be :math:`\mu_c` and
+    :math:`\sigma^2_c` (including :math:`\epsilon`), with a second index :math:`s` for those of
+    estimator :math:`s` and a bar for the mean over :math:`s`:
 
     .. math::
 
@@ -47,21 +47,21 @@ def fit_report(mc: MCBatchNorm) -> FitReport:
         \qquad
         \log^2 \text{scale} = \frac{1}{C} \sum_c \log^2 \frac{\bar\sigma_c}{\sigma_c}.
 
-    So shift and spread are in trained standard deviations, and a scale of 1.1 says that those of a
-    typical channel differ by a tenth, up or down. Of a layer that is called several times, its
+    Shift and spread are thus in trained standard deviations, and a scale of 1.1 means that those
+    of a typical channel differ by a tenth, up or down. If a layer is called several times, its
     calls count as further estimators.
 
-    Mini-batches as in the training have a shift of about :math:`\sqrt{1/S + m/(2-m)}` times their
-    spread, with the layer's momentum :math:`m`: a third of it for 16 estimators and PyTorch's 0.1.
-    A shift beyond the spread says that their data are others. Where all of a small training set is
-    in each mini-batch, there is no spread, and nothing wrong with that.
+    Mini-batches like those of training have a shift of about :math:`\sqrt{1/S + m/(2-m)}` times
+    their spread, where :math:`m` is the layer's momentum: a third of it for 16 estimators and
+    PyTorch's 0.1. A shift larger than the spread means that they come from different data. If each
+    mini-batch holds all of a small training set, the spread is 0, which is no cause for concern.
 
     Args:
         mc: A fitted wrapper.
 
     Raises:
-        RuntimeError: It is not fitted.
-        TypeError: It is no wrapper.
+        RuntimeError: The wrapper is not fitted.
+        TypeError: ``mc`` is not a wrapper.
         ValueError: No layer holds trained statistics.
 
     Example:
@@ -91,18 +91,18 @@ def fit_report(mc: MCBatchNorm) -> FitReport:
 
 
 def probability_moved(logits: Tensor, plain_logits: Tensor) -> Tensor:
-    """Share of the probability that MCBN gives to other classes than the network, ``(batch,)``.
+    """Share of the plain network's probability that MCBN moves to other classes, ``(batch,)``.
 
-    Half the sum of the absolute differences, the distance of total variation: 0 where both predict
-    alike, 1 where they share no class. It needs no labels.
+    The total variation distance, half the sum of the absolute differences: 0 where both predict
+    the same, 1 where they share no class. It needs no labels.
 
     Args:
-        logits: Of the estimators, ``(num_estimators, batch, classes)``.
-        plain_logits: Of the plain network on the same inputs, ``(batch, classes)``.
+        logits: Logits of the estimators, ``(num_estimators, batch, classes)``.
+        plain_logits: Logits of the plain network on the same inputs, ``(batch, classes)``.
 
     Raises:
-        TypeError: If an argument is no tensor.
-        ValueError: If the shapes or devices do not fit, or the logits are not floating point.
+        TypeError: If an argument is not a tensor.
+        ValueError: If the shapes or devices do not match, or the logits are not floating point.
 
     Example:
         >>> import torch

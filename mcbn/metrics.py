@@ -1,18 +1,18 @@
 """Metrics of predictive distributions: torchmetrics accumulators over pure functions.
 
-Each class is right over batches and over distributed processes, and returns a fraction or nats. It
+Each class is exact over batches and over distributed processes, and returns a fraction or nats. It
 keeps one of three states:
 
 - a sum and a count: the means over the examples;
-- two numbers a bin: `CalibrationError`;
-- one float32 an example (40 kB for MNIST's 10,000 test images): what needs all confidences in
-  order, that is `AURC`, `AUGRC`, `CoverageAtRisk`, `RiskAtCoverage`, `AdaptiveCalibrationError`
-  and `FPR95`. In a ``MetricCollection`` the first five share one state.
+- two numbers per bin: `CalibrationError`;
+- one float32 per example (40 kB for MNIST's 10,000 test images): the metrics that need all
+  confidences in order, which are `AURC`, `AUGRC`, `CoverageAtRisk`, `RiskAtCoverage`,
+  `AdaptiveCalibrationError` and `FPR95`. In a ``MetricCollection`` the first five share one state.
 
 Confidence is the highest mean probability; the predicted class is the first that has it. Where the
 order of the examples matters, tied examples get the value expected over all orders of the tie, so
-no result depends on the order in which examples arrive. That, and every other place where
-torch-uncertainty 0.13 computes something else, is said in the docstrings.
+no result depends on the order in which examples arrive. The docstrings note this and every other
+difference from torch-uncertainty 0.13.
 
 AUROC and average precision of an OOD score are torchmetrics' ``BinaryAUROC`` and
 ``BinaryAveragePrecision``.
@@ -46,7 +46,7 @@ from mcbn.checks import (
 def brier_score(probs: Tensor, target: Tensor) -> Tensor:
     """Squared distance between each distribution and its one-hot label, ``(batch,)``, in [0, 2].
 
-    The sum over all classes, as in Brier, *Verification of forecasts expressed in terms of
+    It is summed over all classes, as in Brier, *Verification of forecasts expressed in terms of
     probability*, 1950.
 
     Args:
@@ -54,9 +54,9 @@ def brier_score(probs: Tensor, target: Tensor) -> Tensor:
         target: Labels ``(batch,)``.
 
     Raises:
-        TypeError: If an argument is no dense tensor.
-        ValueError: If the shapes, types or devices are others, a label is out of range, or a row is
-            not a distribution.
+        TypeError: If an argument is not a dense tensor.
+        ValueError: If shapes, types or devices are wrong, a label is out of range, or a row is not
+            a distribution.
 
     Example:
         >>> brier_score(torch.tensor([[0.75, 0.25]]), torch.tensor([1]))
@@ -68,10 +68,10 @@ def brier_score(probs: Tensor, target: Tensor) -> Tensor:
 
 
 def negative_log_likelihood(probs: Tensor, target: Tensor) -> Tensor:
-    """Minus the log of the mean probability given to each label, ``(batch,)``, in nats.
+    """Negative log of the mean probability of each label, ``(batch,)``, in nats.
 
     A probability of 0 is raised to the smallest positive normal number of its type, so the value
-    is at most 87.3 in float32 and 708.4 in float64; torch-uncertainty gives infinity there.
+    is at most 87.3 in float32 and 708.4 in float64; torch-uncertainty returns infinity there.
     Arguments and errors as in `brier_score`.
 
     Example:
@@ -87,10 +87,11 @@ def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
     """Continuous ranked probability score of N(mean, std²), in the unit of the target.
 
     Closed form of Gneiting and Raftery, *Strictly proper scoring rules*, 2007, section 4.2, with
-    the sign that makes lower better. A std of 0 gives the absolute error. All of one shape.
+    the sign that makes lower better. A std of 0 gives the absolute error. All tensors must have the
+    same shape.
 
     Raises:
-        TypeError: If an argument is no dense tensor.
+        TypeError: If an argument is not a dense tensor.
         ValueError: If shapes or devices differ, values are not finite, or a std is negative.
 
     Example:
@@ -104,8 +105,8 @@ def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
 def mixture_log_likelihood(predictions: Tensor, tau: float, target: Tensor) -> Tensor:
     """Log density of each target under the mixture of N(f_t, 1/tau) over the T estimators.
 
-    Equation 8 of Gal and Ghahramani, *Dropout as a Bayesian approximation*, 2016, the PLL of the
-    MCBN paper: logsumexp_t(-½ τ (f_t - y)²) - log T - ½ log 2π + ½ log τ.
+    Equation 8 of Gal and Ghahramani, *Dropout as a Bayesian approximation*, 2016, which is the PLL
+    of the MCBN paper: logsumexp_t(-½ τ (f_t - y)²) - log T - ½ log 2π + ½ log τ.
 
     Args:
         predictions: ``(num_estimators, batch, …)``.
@@ -113,8 +114,8 @@ def mixture_log_likelihood(predictions: Tensor, tau: float, target: Tensor) -> T
         target: ``(batch, …)``.
 
     Raises:
-        TypeError: If an argument is no dense tensor, or tau is no number.
-        ValueError: If shapes do not fit, values are not finite, or tau is not positive.
+        TypeError: If an argument is not a dense tensor, or tau is not a number.
+        ValueError: If shapes do not match, values are not finite, or tau is not positive.
 
     Example:
         >>> mixture_log_likelihood(torch.zeros(3, 1), tau=1.0, target=torch.zeros(1))
@@ -132,7 +133,7 @@ def mixture_log_likelihood(predictions: Tensor, tau: float, target: Tensor) -> T
 def reliability_bins(
     confidence: Tensor, correct: Tensor, num_bins: int = 15
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The numbers of a reliability diagram: bins of equal width, closed on the right.
+    """The values of a reliability diagram, in bins of equal width, closed on the right.
 
     Bin m of M is ((m-1)/M, m/M], as in Guo et al., *On calibration of modern neural networks*,
     2017, section 2.
@@ -140,16 +141,16 @@ def reliability_bins(
     Args:
         confidence: In [0, 1], ``(examples,)``.
         correct: Whether the prediction was right, bool ``(examples,)``.
-        num_bins: How many bins.
+        num_bins: Number of bins.
 
     Returns:
-        Per bin the number of examples, their accuracy and their mean confidence, each
+        For each bin, the number of examples, their accuracy and their mean confidence, each
         ``(num_bins,)``; the latter two are NaN in an empty bin.
 
     Raises:
-        TypeError: If an argument is no dense tensor, or the number is no integer.
-        ValueError: If the shapes or types are others, there is no example or no bin, or a
-            confidence is NaN or not in [0, 1].
+        TypeError: If an argument is not a dense tensor, or ``num_bins`` is not an integer.
+        ValueError: If shapes or types are wrong, there are no examples or no bins, or a confidence
+            is NaN or not in [0, 1].
 
     Example:
         >>> confidence = torch.tensor([0.6, 0.9, 1.0])
@@ -169,19 +170,19 @@ def risk_coverage_curve(confidence: Tensor, correct: Tensor) -> tuple[Tensor, Te
     """Coverage and selective risk when only the k most confident examples are answered, k = 1…n.
 
     Risk is the share of errors among the answered examples (Geifman and El-Yaniv, *Selective
-    classification for deep neural networks*, 2017). Inside a group of equal confidences the errors
-    rise linearly: that is their number expected over all orders of the tie.
+    classification for deep neural networks*, 2017). Within a group of equal confidences the errors
+    rise linearly, which is their expected number over all orders of the tie.
 
     Args:
-        confidence: Any score that is high where the prediction is trusted, ``(examples,)``.
+        confidence: Any score that is high for predictions to be trusted, ``(examples,)``.
         correct: Whether the prediction was right, bool ``(examples,)``.
 
     Returns:
         Coverage k/n and risk, each ``(examples,)``, in float64 on the CPU.
 
     Raises:
-        TypeError: If an argument is no dense tensor.
-        ValueError: If the shapes or types are others, there is no example, or a confidence is NaN.
+        TypeError: If an argument is not a dense tensor.
+        ValueError: If shapes or types are wrong, there are no examples, or a confidence is NaN.
 
     Example:
         >>> confidence = torch.tensor([0.9, 0.8, 0.8, 0.7])
@@ -193,21 +194,21 @@ def risk_coverage_curve(confidence: Tensor, correct: Tensor) -> tuple[Tensor, Te
     wrong = size - hits
     before, start = wrong.cumsum(0) - wrong, size.cumsum(0) - size
     rank = torch.arange(1, len(tie) + 1, device=tie.device)
-    # (errors before the tie + the part of the tie's errors met so far) / rank, with one rounding
-    # only, so that a risk of exactly 5 % does compare as 0.05.
+    # (errors before the tie + the part of the tie's errors met so far) / rank, rounded only once,
+    # so that a risk of exactly 5 % compares equal to 0.05.
     errors_times_size = (before * size)[tie] + wrong[tie] * (rank - start[tie])
     return rank.double() / len(tie), errors_times_size.double() / (size[tie] * rank)
 
 
 def adaptive_calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> Tensor:
-    """Calibration error over bins that hold equally many examples, a scalar in float64 on the CPU.
+    """Calibration error over bins with equal numbers of examples, a float64 scalar on the CPU.
 
     The examples are sorted by confidence and cut into bins whose sizes differ by at most one; the
     value is the mean over the examples of their bin's ``|accuracy - confidence|``. Equal-mass bins
     are those of Nguyen and O'Connor, *Posterior calibration and exploratory analysis*, 2015; of the
     variants in Nixon et al., *Measuring calibration in deep learning*, 2019, this is the one with
     top-label confidence and the l1 norm. Examples with equal confidence count with their common
-    accuracy, so a tie may lie across two bins. Arguments and errors as in `reliability_bins`.
+    accuracy, so a tie may span bins. Arguments and errors as in `reliability_bins`.
 
     Example:
         >>> confidence = torch.tensor([0.6, 0.7, 0.8, 0.9])
@@ -226,7 +227,7 @@ def adaptive_calibration_error(confidence: Tensor, correct: Tensor, num_bins: in
 
 
 class _Mean(Metric):
-    """Mean of one value an example, kept as a sum and a count."""
+    """Mean of one value per example, kept as a sum and a count."""
 
     is_differentiable = True
     higher_is_better: bool | None = False
@@ -236,27 +237,27 @@ class _Mean(Metric):
 
     def __init__(self, key: object = "", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # MetricCollection takes metrics for one and the same when their states have equal names and
-        # are equal after the first batch, as Brier score and NLL are when all is right and sure. A
-        # name for each kind of value keeps them apart.
+        # MetricCollection merges metrics whose states have equal names and are equal after the
+        # first batch, as Brier score and NLL are if all predictions are right and certain. A name
+        # for each kind of value keeps them apart.
         self._sum = f"{type(self).__name__}{key}_sum"
         self.add_state(self._sum, torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def _add(self, values: Tensor) -> None:
-        # In the type of the state, which must be that of all other processes.
+        # In the type of the state, which must be the same in all processes.
         total = getattr(self, self._sum)
         setattr(self, self._sum, total + values.sum(dtype=total.dtype))
         self.count = self.count + values.numel()
 
     def compute(self) -> Tensor:
-        """The mean so far, a scalar; ValueError when there is none."""
+        """Return the mean so far, a scalar; ValueError before the first update."""
         _check_not_empty(self, self.count)
         return getattr(self, self._sum) / self.count
 
 
 class BrierScore(_Mean):
-    """Mean `brier_score`, in [0, 2]: the sum over the classes, not divided by their number.
+    """Mean `brier_score`, in [0, 2]: summed over the classes, not divided by their number.
 
     Example:
         >>> metric = BrierScore()
@@ -288,8 +289,8 @@ class NLL(_Mean):
 class Entropy(_Mean):
     """Mean entropy of the mean probabilities, in nats.
 
-    For several estimators this is the total uncertainty. (torch-uncertainty's takes the mean of
-    the estimators' entropies when it is given them all.)
+    For several estimators this is the total uncertainty. (Given all estimators, torch-uncertainty
+    returns the mean of their entropies instead.)
 
     Example:
         >>> metric = Entropy()
@@ -301,7 +302,7 @@ class Entropy(_Mean):
     higher_is_better = None
 
     def update(self, probs: Tensor, target: Tensor | None = None) -> None:
-        """Add mean probabilities ``(batch, classes)``; labels may be given and are not used."""
+        """Add mean probabilities ``(batch, classes)``; labels are accepted but not used."""
         labels = () if target is None else (target,)
         self._add(predictive.entropy(_checked(probs, *labels)))
 
@@ -324,7 +325,7 @@ class MutualInformation(_Mean):
 
 
 class Disagreement(_Mean):
-    """Mean `mcbn.predictive.disagreement`: share of pairs of estimators that differ, in [0, 1].
+    """Mean `mcbn.predictive.disagreement`: share of estimator pairs that differ, in [0, 1].
 
     Example:
         >>> metric = Disagreement()
@@ -357,9 +358,9 @@ class GaussianCRPS(_Mean):
 
 
 class IntervalCoverage(_Mean):
-    """Share of the targets inside the central Gaussian interval of the given level, ends included.
+    """Share of targets inside the central Gaussian interval of the given level, ends included.
 
-    Well calibrated means equal to ``level``.
+    For well-calibrated predictions it equals ``level``.
 
     Example:
         >>> metric = IntervalCoverage(level=0.95)
@@ -384,7 +385,7 @@ class IntervalCoverage(_Mean):
 
 
 class MixtureLogLikelihood(_Mean):
-    """Mean `mixture_log_likelihood`, the paper's predictive log likelihood (PLL), in nats.
+    """Mean `mixture_log_likelihood`, the paper's predictive log-likelihood (PLL), in nats.
 
     Example:
         >>> metric = MixtureLogLikelihood()
@@ -396,7 +397,7 @@ class MixtureLogLikelihood(_Mean):
     higher_is_better = True
 
     def update(self, predictions: Tensor, tau: float, target: Tensor) -> None:
-        """Add predictions ``(num_estimators, batch)``, their precision, targets ``(batch,)``."""
+        """Add predictions ``(num_estimators, batch)``, noise precision, targets ``(batch,)``."""
         self._add(mixture_log_likelihood(predictions, tau, target))
 
 
@@ -408,17 +409,17 @@ class CalibrationError(Metric):
 
     Each bin of `reliability_bins` has a gap ``|accuracy - confidence|``. ``norm="l1"`` is its mean
     over the examples (Naeini et al. 2015; Guo et al. 2017, Eq. 3), ``norm="max"`` its maximum over
-    the bins that hold any (Guo et al., Eq. 5). The memory is two numbers a bin. torchmetrics, and
-    torch-uncertainty through it, close the bins on the left and so give a confidence of exactly 1
-    a bin of its own; away from the bins' edges the values are equal.
+    the nonempty bins (Guo et al., Eq. 5). The state is two numbers per bin. torchmetrics, and
+    through it torch-uncertainty, closes the bins on the left and so gives a confidence of exactly 1
+    a bin of its own; away from the bin edges the values are equal.
 
     Args:
-        num_bins: How many bins of equal width.
+        num_bins: Number of bins of equal width.
         norm: ``"l1"`` or ``"max"``.
-        kwargs: For ``torchmetrics.Metric``.
+        kwargs: Passed to ``torchmetrics.Metric``.
 
     Raises:
-        ValueError: If there is no bin or no such norm.
+        ValueError: If ``num_bins`` is below 1 or ``norm`` is unknown.
 
     Example:
         >>> metric = CalibrationError()
@@ -455,7 +456,7 @@ class CalibrationError(Metric):
         self.gap = self.gap + _sum_per_bin(gap, index, self.num_bins)
 
     def compute(self) -> Tensor:
-        """The error, a scalar; ValueError before the first update."""
+        """Return the error, a scalar; ValueError before the first update."""
         _check_not_empty(self, self.count.sum())
         if self.norm == "l1":
             return self.gap.abs().sum() / self.count.sum()
@@ -465,8 +466,8 @@ class CalibrationError(Metric):
 class _Ranked(Metric):
     """Keeps each example's confidence, with a minus sign where the prediction was wrong.
 
-    One tensor holds both because torchmetrics joins the lists of all processes in the type of the
-    metric, float32: a process without examples would spoil a list of bools.
+    One tensor holds both, as torchmetrics joins the lists of all processes in the metric's type,
+    float32: a process without examples would spoil a list of bools.
     """
 
     is_differentiable = False
@@ -482,7 +483,7 @@ class _Ranked(Metric):
     def update(self, probs: Tensor, target: Tensor) -> None:
         """Add mean probabilities ``(batch, classes)`` and labels ``(batch,)``."""
         confidence, correct = _top_label(probs, target)
-        # A highest probability is at least 1/classes, so its sign is free.
+        # The highest probability is at least 1/classes, so its sign is free to use.
         signed = torch.where(correct, confidence, -confidence)
         self.signed_confidence.append(signed.detach().to(self.dtype))
 
@@ -501,7 +502,7 @@ class _Ranked(Metric):
 class AdaptiveCalibrationError(_Ranked):
     """Calibration error over equal-mass bins: `adaptive_calibration_error`, in [0, 1].
 
-    On confidences without ties it equals torch-uncertainty's (whose default is 10 bins); with ties
+    For confidences without ties it equals torch-uncertainty's (whose default is 10 bins); with ties
     that one depends on the order of the examples, and with fewer examples than bins it is NaN.
 
     Example:
@@ -517,7 +518,7 @@ class AdaptiveCalibrationError(_Ranked):
         self.num_bins = num_bins
 
     def compute(self) -> Tensor:
-        """The error, a scalar; ValueError before the first update."""
+        """Return the error, a scalar; ValueError before the first update."""
         return self._like_state(adaptive_calibration_error(*self._examples(), self.num_bins))
 
 
@@ -527,7 +528,7 @@ class AdaptiveCalibrationError(_Ranked):
 class AURC(_Ranked):
     """Area under the risk-coverage curve: the mean of the risk at coverage 1/n, 2/n, …, 1.
 
-    Geifman, Uziel and El-Yaniv, *Bias-reduced uncertainty estimation*, 2019, on
+    Geifman, Uziel and El-Yaniv, *Bias-reduced uncertainty estimation*, 2019, applied to
     `risk_coverage_curve`. torch-uncertainty applies the trapezoidal rule from coverage 1/n to 1
     and divides by 1 - 1/n, which is (n·AURC - (first + last risk)/2) / (n - 1).
 
@@ -540,18 +541,18 @@ class AURC(_Ranked):
     """
 
     def compute(self) -> Tensor:
-        """The area, a scalar in [0, 1]; ValueError before the first update."""
+        """Return the area, a scalar in [0, 1]; ValueError before the first update."""
         return self._like_state(self._curve()[1].mean())
 
 
 class AUGRC(_Ranked):
-    """Area under the generalised risk-coverage curve: coverage times risk, over coverage 0 to 1.
+    """Area under the generalized risk-coverage curve: coverage times risk, over coverage 0 to 1.
 
-    The generalised risk at a coverage is the probability that an example is answered and wrong.
+    The generalized risk at a coverage is the probability that an example is answered and wrong.
     Traub et al., *Overcoming common flaws in the evaluation of selective classification systems*,
     2024; the trapezoidal rule from (0, 0) gives exactly their closed form (A: the accuracy),
-    (1 - AUROC)·A·(1 - A) + ½(1 - A)². torch-uncertainty leaves out the first of the n steps and
-    divides by 1 - 1/n.
+    (1 - AUROC)·A·(1 - A) + ½(1 - A)². torch-uncertainty omits the first of the n steps and divides
+    by 1 - 1/n.
 
     Example:
         >>> metric = AUGRC()
@@ -562,7 +563,7 @@ class AUGRC(_Ranked):
     """
 
     def compute(self) -> Tensor:
-        """The area, a scalar in [0, 1/2]; ValueError before the first update."""
+        """Return the area, a scalar in [0, 1/2]; ValueError before the first update."""
         coverage, risk = self._curve()
         wrong = coverage * risk
         return self._like_state((wrong.sum() - wrong[-1] / 2) / len(wrong))
@@ -571,7 +572,7 @@ class AUGRC(_Ranked):
 class CoverageAtRisk(_Ranked):
     """Largest coverage whose selective risk is at most ``risk``; 0 if there is none.
 
-    (torch-uncertainty gives NaN where there is none.)
+    (torch-uncertainty returns NaN if there is none.)
 
     Example:
         >>> metric = CoverageAtRisk(risk=0.05)
@@ -589,13 +590,13 @@ class CoverageAtRisk(_Ranked):
         self.risk = risk
 
     def compute(self) -> Tensor:
-        """The coverage, a scalar in [0, 1]; ValueError before the first update."""
+        """Return the coverage, a scalar in [0, 1]; ValueError before the first update."""
         coverage, risk = self._curve()
         return self._like_state(torch.where(risk <= self.risk, coverage, 0.0).max())
 
 
 class RiskAtCoverage(_Ranked):
-    """Selective risk of the smallest share of most confident examples that reaches ``coverage``.
+    """Selective risk of the smallest set of most confident examples that reaches ``coverage``.
 
     Example:
         >>> metric = RiskAtCoverage(coverage=1.0)
@@ -612,7 +613,7 @@ class RiskAtCoverage(_Ranked):
         self.coverage = coverage
 
     def compute(self) -> Tensor:
-        """The risk, a scalar in [0, 1]; ValueError before the first update."""
+        """Return the risk, a scalar in [0, 1]; ValueError before the first update."""
         risk = self._curve()[1]
         return self._like_state(risk[_ceil(self.coverage * len(risk)) - 1])
 
@@ -620,10 +621,10 @@ class RiskAtCoverage(_Ranked):
 class FPR95(Metric):
     """Share of in-distribution examples flagged when at least 95 % of the OOD examples are.
 
-    OOD is the positive class and a high score means OOD; an example is flagged when its score
+    OOD is the positive class and a high score means OOD; an example is flagged if its score
     reaches the highest threshold that flags 95 % of the OOD examples, so ties are flagged together
-    (Hendrycks and Gimpel 2017, Liang et al. 2018 report the same with the classes exchanged).
-    Keeps every score.
+    (Hendrycks and Gimpel 2017 and Liang et al. 2018 report the same with the classes exchanged).
+    It keeps every score.
 
     Example:
         >>> metric = FPR95()
@@ -646,14 +647,14 @@ class FPR95(Metric):
         self.add_state("ood_scores", [], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, is_ood: Tensor) -> None:
-        """Add scores ``(batch,)``, high for OOD, and bools ``(batch,)``."""
+        """Add scores ``(batch,)``, high for OOD, and bools ``is_ood`` ``(batch,)``."""
         _check_confidence(scores, is_ood, names=("scores", "is_ood"))
         scores = scores.detach().to(self.dtype)
         self.id_scores.append(scores[~is_ood])
         self.ood_scores.append(scores[is_ood])
 
     def compute(self) -> Tensor:
-        """The rate, a scalar in [0, 1]; ValueError before both kinds of example were added."""
+        """Return the rate, a scalar in [0, 1]; ValueError until both kinds of example are added."""
         inside, outside = _joined(self.id_scores), _joined(self.ood_scores)
         if not (len(inside) and len(outside)):
             raise ValueError(
@@ -669,12 +670,12 @@ class FPR95(Metric):
 
 def _top_label(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     confidence, label = _checked(probs, target).max(-1)
-    # The tolerance for sums lets half precision be above 1.
+    # Within the tolerance for sums, half precision may exceed 1.
     return confidence.clamp(max=1), label == target
 
 
 def _bin_index(confidence: Tensor, num_bins: int) -> Tensor:
-    # Inner edges as k / M, not as multiples of 1 / M: a confidence of 1/3 is then on the edge 5/15.
+    # Inner edges as k / M, not as multiples of 1 / M, so that a confidence of 1/3 is on edge 5/15.
     edges = torch.arange(1, num_bins, device=confidence.device).to(confidence) / num_bins
     return torch.bucketize(confidence.detach(), edges)
 
@@ -684,10 +685,10 @@ def _sum_per_bin(values: Tensor, index: Tensor, num_bins: int) -> Tensor:
 
 
 def _ranked(confidence: Tensor, correct: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sort by falling confidence, in float64 on the CPU (MPS has none).
+    """Sort by falling confidence, in float64 on the CPU (MPS has no float64).
 
-    Returns the confidences, each one's group of equal confidences, and per group how many examples
-    and how many right ones it holds.
+    Returns the confidences, the index of each one's group of equal confidences, and for each group
+    the number of examples and of correct ones.
     """
     confidence, order = confidence.detach().cpu().double().sort(descending=True)
     _, tie, size = confidence.unique_consecutive(return_inverse=True, return_counts=True)
@@ -700,9 +701,9 @@ def _ceil(count: float) -> int:
 
 
 def _checked(probs: Tensor, *labels: Tensor, ndim: int = 2) -> Tensor:
-    """Refuse what is no distribution or no label; give the probabilities in float32 or wider.
+    """Reject invalid distributions or labels; return the probabilities in float32 or wider.
 
-    The values are judged by their extremes, which reach the host in one transfer.
+    Only the extremes of the values are checked, and they reach the host in one transfer.
     """
     given = dict(zip(("probs", "target"), (probs, *labels), strict=False))
     check_tensors(**given)

@@ -1,9 +1,9 @@
 """From the outputs of several estimators to one prediction and its uncertainty.
 
-Pure functions of tensors; the estimator axis comes first. They look at shapes, never at values, so
-they can be compiled and differentiated and never wait for the device: NaN in, NaN out. Only the two
-fits look at values: `fit_temperature` whether there is a class for every label, and
-`fit_noise_precision` whether all are finite. What is no dense tensor is a TypeError.
+Pure functions of tensors; the estimator axis comes first. They check shapes, never values, so they
+can be compiled and differentiated and never wait for the device: NaN in, NaN out. Only the two fits
+check values: `fit_temperature` that every label has a class, and `fit_noise_precision` that all
+values are finite. Anything other than a dense tensor raises a TypeError.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from mcbn.checks import (
 
 
 class ClassificationSummary(NamedTuple):
-    """What several estimators say together about each image.
+    """The joint prediction of several estimators for each image.
 
     Attributes:
         probs: Mean of the estimators' probabilities, ``(batch, classes)``.
         label: Class with the highest mean probability, ``(batch,)``.
         confidence: That probability, ``(batch,)``.
         entropy: Entropy of the mean probabilities, the total uncertainty, in nats, ``(batch,)``.
-        mutual_information: The part of it that comes from the estimators disagreeing, ``(batch,)``.
+        mutual_information: The part of the entropy due to disagreement among the estimators,
+            ``(batch,)``.
     """
 
     probs: Tensor
@@ -44,12 +45,12 @@ class ClassificationSummary(NamedTuple):
 
 
 class RegressionSummary(NamedTuple):
-    """What several estimators say together about each target; every field is ``(batch, …)``.
+    """The joint prediction of several estimators for each target; each field is ``(batch, …)``.
 
     Attributes:
         mean: Mean of the predictions.
         epistemic_variance: Biased variance of the predictions over the estimators.
-        total_variance: The same plus the variance of the noise.
+        total_variance: The epistemic variance plus the noise variance.
     """
 
     mean: Tensor
@@ -61,7 +62,7 @@ def probabilities(logits: Tensor) -> Tensor:
     """Softmax over the last axis, ``(…, classes)``; half precision gives float32.
 
     Raises:
-        ValueError: If the logits are not floating point or have no class.
+        ValueError: If the logits are not floating point or have no classes.
 
     Example:
         >>> probabilities(torch.zeros(2, 4))[0]
@@ -74,13 +75,13 @@ def probabilities(logits: Tensor) -> Tensor:
 def mean_probs(logits: Tensor) -> Tensor:
     """The predictive distribution ``(batch, classes)``: the mean of the estimators' softmaxes.
 
-    It is the mean of the probabilities, not the softmax of the mean logits.
+    This is the mean of the probabilities, not the softmax of the mean logits.
 
     Args:
         logits: ``(num_estimators, batch, classes)``, or ``(batch, classes)`` of a plain network.
 
     Raises:
-        ValueError: If the shape is another one or the logits are not floating point.
+        ValueError: If the shape is wrong or the logits are not floating point.
 
     Example:
         >>> mean_probs(torch.tensor([[[0.0, 20.0]], [[0.0, 0.0]]]))
@@ -93,7 +94,7 @@ def entropy(probs: Tensor) -> Tensor:
     """Entropy in nats of each distribution, ``(…, classes)`` to ``(…,)``; 0·log 0 counts as 0.
 
     Raises:
-        ValueError: If the probabilities are not floating point or have no class.
+        ValueError: If the probabilities are not floating point or have no classes.
 
     Example:
         >>> entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
@@ -104,17 +105,17 @@ def entropy(probs: Tensor) -> Tensor:
 
 
 def mutual_information(probs: Tensor) -> Tensor:
-    """Information in nats between the class and the choice of the estimator, ``(batch,)``.
+    """Mutual information in nats between the class and the choice of estimator, ``(batch,)``.
 
     The entropy of the mean minus the mean of the entropies: 0 where all estimators agree, at most
-    ``log(num_estimators)`` (Houlsby et al., *Bayesian active learning*, 2011, Eq. 2). Rounding may
-    take the difference below 0; it is raised to 0.
+    ``log(num_estimators)`` (Houlsby et al., *Bayesian active learning*, 2011, Eq. 2). If rounding
+    makes the difference negative, the result is 0.
 
     Args:
         probs: Probabilities, not logits, ``(num_estimators, batch, classes)``.
 
     Raises:
-        ValueError: If the shape is another one or the probabilities are not floating point.
+        ValueError: If the shape is wrong or the probabilities are not floating point.
 
     Example:
         >>> agree = torch.tensor([[[0.9, 0.1]], [[0.9, 0.1]]])
@@ -129,13 +130,13 @@ def mutual_information(probs: Tensor) -> Tensor:
 def disagreement(probs: Tensor) -> Tensor:
     """Share of the pairs of estimators that predict different classes, ``(batch,)``.
 
-    A single estimator has no pair, and 0 disagreement.
+    A single estimator has no pairs, so its disagreement is 0.
 
     Args:
         probs: Probabilities or logits, ``(num_estimators, batch, classes)``.
 
     Raises:
-        ValueError: If the shape is another one or the probabilities are not floating point.
+        ValueError: If the shape is wrong or the probabilities are not floating point.
 
     Example:
         >>> disagreement(torch.tensor([[[0.9, 0.1]], [[0.6, 0.4]], [[0.2, 0.8]]]))
@@ -147,7 +148,7 @@ def disagreement(probs: Tensor) -> Tensor:
     counts = torch.zeros_like(probs[0], dtype=torch.long)
     counts.scatter_add_(1, votes, torch.ones_like(votes))
     differing = size**2 - counts.square().sum(-1)
-    # Integers would be divided in PyTorch's default type, which Lightning may set to a narrow one.
+    # PyTorch divides integers in its default type, which Lightning may set to a narrow one.
     return differing.to(torch.float32) / max(size * (size - 1), 1)
 
 
@@ -159,7 +160,7 @@ def summarise_classification(logits: Tensor) -> ClassificationSummary:
             whose mutual information is 0.
 
     Raises:
-        ValueError: If the shape is another one or the logits are not floating point.
+        ValueError: If the shape is wrong or the logits are not floating point.
 
     Example:
         >>> summary = summarise_classification(torch.tensor([[[0.0, 20.0]], [[0.0, 0.0]]]))
@@ -177,8 +178,8 @@ def summarise_regression(
 ) -> RegressionSummary:
     """Mean and variance of the predictive distribution of each target.
 
-    The variance over the estimators is the biased one and the noise adds to it, as in Teye et al.,
-    *Bayesian Uncertainty Estimation for Batch Normalized Deep Networks*, 2018, with
+    The total variance is the biased variance over the estimators plus that of the noise, as in Teye
+    et al., *Bayesian Uncertainty Estimation for Batch Normalized Deep Networks*, 2018, with
     ``noise_variance = 1 / tau``.
 
     Args:
@@ -187,9 +188,10 @@ def summarise_regression(
             tensor must broadcast to ``(batch, …)``.
 
     Raises:
-        TypeError: If the predictions are no tensor, or the noise variance is none and no number.
-        ValueError: If the shape is another one, the predictions are not floating point, the noise
-            variance is a number that is negative or not finite, or a tensor of another shape.
+        TypeError: If the predictions are not a tensor, or the noise variance is neither a tensor
+            nor a number.
+        ValueError: If the shape is wrong, the predictions are not floating point, or the noise
+            variance is a negative or non-finite number or a tensor of the wrong shape.
 
     Example:
         >>> summarise_regression(torch.tensor([[1.0], [3.0]]), noise_variance=0.5)[1:]
@@ -209,23 +211,23 @@ def summarise_regression(
 
 
 def fit_temperature(logits: Tensor, target: Tensor) -> Tensor:
-    """The temperature by which to divide logits so that the labels become most likely, a scalar.
+    """The temperature that makes the labels most likely when it divides the logits, a scalar.
 
     Temperature scaling, Guo et al., *On calibration of modern neural networks*, 2017, section 4.2:
     the one number, fitted on validation images, that minimizes the negative log-likelihood. Above 1
-    it makes predictions less sure; the label stays. Several estimators share it, and their
+    it makes predictions less confident; the label stays. All estimators share it, and their
     probabilities are averaged after the division, as in ``mean_probs(logits / temperature)``.
 
-    Found by halving steps, so without gradient, between 0.01 and 100. Where no label is ever wrong
-    there is no minimum, and the value comes out at the lower end.
+    It is found between 0.01 and 100 by bisection, so it carries no gradient. If every prediction is
+    right there is no minimum, and the result is at the lower end.
 
     Args:
         logits: ``(num_estimators, batch, classes)``, or ``(batch, classes)`` of a plain network.
         target: Labels ``(batch,)``.
 
     Raises:
-        TypeError: If an argument is no tensor.
-        ValueError: If the shapes or devices are others, the logits are not floating point, or the
+        TypeError: If an argument is not a tensor.
+        ValueError: If shapes or devices do not match, the logits are not floating point, or the
             labels are not integers from 0 up with a class for each.
 
     Example:
@@ -249,7 +251,7 @@ def fit_temperature(logits: Tensor, target: Tensor) -> Tensor:
         scaled = logits / log_temperature.exp()
         log_probs = scaled.log_softmax(-1)
         # The derivative of the negative log-likelihood by 1/T. For one estimator it rises with 1/T,
-        # so its sign tells on which side of the minimum we are.
+        # so its sign says on which side of the minimum we are.
         share = log_probs.gather(-1, index)[..., 0].softmax(0)
         slope = (share * ((log_probs.exp() * logits).sum(-1) - of_label)).sum()
         step = math.log(100) / 2**halving
@@ -260,26 +262,27 @@ def fit_temperature(logits: Tensor, target: Tensor) -> Tensor:
 def fit_noise_precision(
     predictions: Tensor, target: Tensor, *, bounds: tuple[float, float] | None = None
 ) -> float:
-    """The precision tau of the noise that makes the mean CRPS smallest, 1 / (unit of target)².
+    """The noise precision tau that minimizes the mean CRPS, in 1 / (unit of the target)².
 
     With predictions and targets of validation data, this is the protocol of Teye et al., *Bayesian
     Uncertainty Estimation for Batch Normalized Deep Networks*, 2018, section 4: the predictive
     distribution is normal, with the mean of the estimators and their biased variance plus 1 / tau.
 
-    The search goes over log tau, on a grid that is laid ever finer around the best value. Where the
-    estimators alone spread too wide, more precision is always better and the upper bound comes out.
+    The search runs over log tau, on a grid that is refined repeatedly around the best value. If the
+    estimators alone already spread too widely, higher precision is always better and the result is
+    the upper bound.
 
     Args:
         predictions: ``(num_estimators, batch, …)``, or ``(batch, …)`` of a plain network.
         target: ``(batch, …)``.
-        bounds: The lowest and the highest tau. By default a hundredth of 1 / (mean squared error),
-            and ten thousand times that.
+        bounds: The lowest and the highest tau. By default 0.01 / (mean squared error) and
+            10,000 / (mean squared error).
 
     Raises:
-        TypeError: An argument is no dense tensor.
-        ValueError: The shapes do not fit, values are not floating point or not finite, the bounds
-            are not two rising numbers above 0, or all errors are 0, so that any precision is too
-            low.
+        TypeError: If an argument is not a dense tensor.
+        ValueError: If the shapes do not match, values are not floating point or not finite, the
+            bounds are not two increasing numbers above 0, or all errors are 0, so that any
+            precision is too low.
 
     Example:
         >>> tau = fit_noise_precision(torch.zeros(4), torch.tensor([-1.0, 1.0, -1.0, 1.0]))
@@ -328,7 +331,7 @@ def _with_estimators(logits: Tensor) -> Tensor:
 
 
 def _gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
-    """As `mcbn.metrics.gaussian_crps`, which checks its arguments."""
+    """Compute `mcbn.metrics.gaussian_crps` without checking the arguments."""
     error = target - mean
     z = error / std.clamp(min=torch.finfo(std.dtype).tiny)
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
@@ -336,7 +339,7 @@ def _gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
 
 
 def _fits_into(shape: torch.Size, wanted: torch.Size) -> bool:
-    """Whether a tensor of this shape broadcasts to the other without making it larger."""
+    """Whether a tensor of this shape broadcasts to ``wanted`` without enlarging it."""
     last = wanted[len(wanted) - len(shape) :]
     return len(shape) <= len(wanted) and all(a in (1, b) for a, b in zip(shape, last, strict=True))
 

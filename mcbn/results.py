@@ -1,4 +1,4 @@
-"""Result tables: what was measured, as text in a terminal and as HTML on a page."""
+"""Result tables, shown as text in a terminal and as HTML on a page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COUNTS = {"flops", "params"}
 
 
 class Table(NamedTuple):
-    """A caption, the columns' names, and rows of as many cells; the first names its row."""
+    """A caption, the column names, and rows with one cell per column; the first names the row."""
 
     caption: str
     header: Sequence[str]
@@ -41,13 +41,13 @@ class Table(NamedTuple):
 
 
 class Tables:
-    """Tables that show themselves where they are: as text in a terminal, as HTML on a page.
+    """Tables that display as text in a terminal and as HTML on a page.
 
-    Signs that a terminal's encoding does not have are replaced, as ± with +/- in ASCII.
+    Characters missing from a terminal's encoding are replaced, such as ± with +/- in ASCII.
 
     Raises:
-        TypeError: A table is no :class:`Table`, or a cell no text.
-        ValueError: A row has not as many cells as the header.
+        TypeError: A table is not a :class:`Table`, or a cell is not text.
+        ValueError: A row has more or fewer cells than the header.
 
     Example:
         >>> print(Tables([Table("Digits", ("Digit", "Images"), [("0", "980")])]))
@@ -83,7 +83,7 @@ class Tables:
                 drawn.add_column(
                     shown(name),
                     justify="right" if i else "left",
-                    # Where there is no sign for an ellipsis, a long cell goes on in the next line.
+                    # ASCII has no ellipsis, so a long cell continues on the next line.
                     no_wrap=not options.ascii_only,
                     overflow="fold" if options.ascii_only else "ellipsis",
                 )
@@ -117,14 +117,14 @@ def _html(table: Table) -> str:
 
 
 class ResultTables(Tables):
-    """What ``Trainer.test`` measured, one table for each kind of metric.
+    """The results of ``Trainer.test``, with one table for each kind of metric.
 
     Args:
-        results: What ``Trainer.test`` returned; or several such, by name, to be put side by side.
-            A test with several loaders has a column for each.
+        results: What ``Trainer.test`` returned, or a dict of several such results by name, to show
+            them side by side. A test with several loaders has a column for each.
 
     Raises:
-        TypeError: They are something else.
+        TypeError: ``results`` is something else.
 
     Example:
         >>> plain = [{"test/cls/Acc": 0.9716, "test/cplx/flops": 72.1e6}]
@@ -162,7 +162,7 @@ class ResultTables(Tables):
 
 
 def _values(results: Any) -> dict[str, float]:
-    """What was measured, by the full name of the metric."""
+    """The measured values, by the full name of the metric."""
     wanted = "what Trainer.test returned, or a dict of several such by name"
     check_type("results", results, (list, tuple), wanted)
     for measured in results:
@@ -174,8 +174,8 @@ def _values(results: Any) -> dict[str, float]:
 
 
 def _by_loader(name: str, values: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The columns of a test by their titles, one a loader."""
-    # Lightning says in the names which loader it was, if there are several.
+    """The columns of a test by title, one per loader."""
+    # If there are several loaders, Lightning puts their numbers into the names.
     found = {key: re.fullmatch(r"(.*)/dataloader_idx_(\d+)", key) for key in values}
     loaders = sorted({int(match[2]) for match in found.values() if match})
     return {

@@ -1,4 +1,4 @@
-"""Text for terminals that do not have all signs."""
+"""Text for terminals that cannot show every character."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _PLAIN = {
 
 
 def stdout_encoding() -> str:
-    """The encoding of what ``print`` writes to; UTF-8 where there is none."""
+    """The encoding of the stream that ``print`` writes to; UTF-8 if it has none."""
     return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
 def showable(text: str, encoding: str) -> str:
-    """The text as it can be written in this encoding, with others for the signs that it lacks.
+    """The text with substitutes for the characters that this encoding lacks.
 
-    A program that has computed for an hour must not fail as it prints a ±.
+    A program that has computed for an hour must not fail when it prints a ±.
 
     Example:
         >>> showable("1.2 ± 0.3 Größe", "ascii"), showable("1.2 ± 0.3 Größe", "utf-8")
