@@ -1,11 +1,11 @@
-"""Figures: values go in, axes come out, and nothing is computed on the way.
+"""Figures: values go in, axes come out, and nothing is computed in between.
 
-The functions draw on the axes they are given, or on a new figure with a text that describes it to
-those who cannot see it (``fig.get_label()``). The colours are those of Okabe and Ito, *Color
-universal design*, 2008, that read on light and dark ground and for the colour-blind.
+The functions draw on the given axes, or on a new figure with a text description for readers who
+cannot see it (``fig.get_label()``). The colors are those of Okabe and Ito, *Color universal
+design*, 2008, which are legible on light and dark backgrounds and for color-blind readers.
 
-Values that do not belong together, by their shapes, are a ValueError, and what is no tensor where
-one is wanted is a TypeError, both before anything is drawn.
+Before anything is drawn, shapes that do not match raise a ValueError, and anything other than a
+tensor where one is needed raises a TypeError.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _BLUES = LinearSegmentedColormap.from_list("white to blue", ["white", BLUE])
 def plot_images(
     images: Tensor, titles: Sequence[object] | Tensor, axes: np.ndarray | None = None
 ) -> np.ndarray:
-    """Images in a row, each with its title.
+    """Draw images in a row, each with a title.
 
     Args:
         images: ``(n, 1, height, width)`` or ``(n, height, width)``, pixels from 0 to 1.
-        titles: What stands above them, ``(n,)``.
+        titles: The text above each image, ``(n,)``.
         axes: Where to draw, ``(n,)``.
 
     Example:
@@ -65,16 +65,16 @@ def plot_estimators(
     labels: Sequence[int] | Tensor | None = None,
     axes: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Images, and under each what the estimators read: a row an estimator, a column a class.
+    """Draw images, and under each the estimators' readings, one row per estimator.
 
-    The darker a cell, the more probable the class to this estimator; its reading, the most probable
-    one, is written there. A frame marks the true class.
+    Each column is a class. The darker a cell, the more probable the class is to this estimator; the
+    most probable class, its reading, is written in its cell. A frame marks the true class.
 
     Args:
         images: ``(n, 1, height, width)`` or ``(n, height, width)``, pixels from 0 to 1.
         probs: ``(num_estimators, n, classes)``.
         labels: The true classes, ``(n,)``.
-        axes: ``(2, n)``, above for the images, below for the readings.
+        axes: Where to draw, ``(2, n)``: images in the first row, readings in the second.
 
     Example:
         >>> probs = torch.tensor([[[0.9, 0.1]], [[0.4, 0.6]]])
@@ -121,10 +121,10 @@ def plot_estimators(
 
 
 def plot_reliability(bins: tuple[Tensor, Tensor, Tensor], ax: Axes | None = None) -> Axes:
-    """Accuracy against confidence: on the diagonal where a network is as often right as it says.
+    """Plot accuracy against confidence; on the diagonal, a network is right as often as it says.
 
     Args:
-        bins: What :func:`mcbn.metrics.reliability_bins` returns: per bin the number of images,
+        bins: What :func:`mcbn.metrics.reliability_bins` returns: for each bin the number of images,
             their accuracy and their mean confidence. A dot's area grows with the number.
         ax: Where to draw.
 
@@ -148,7 +148,7 @@ def plot_reliability(bins: tuple[Tensor, Tensor, Tensor], ax: Axes | None = None
 def plot_risk_coverage(
     coverage: Tensor, risk: Tensor, ax: Axes | None = None, label: str | None = None
 ) -> Axes:
-    """Share of errors among the answers when only the most confident images are answered.
+    """Plot the share of errors when only the most confident images are answered.
 
     Args:
         coverage: Share of images answered, as :func:`mcbn.metrics.risk_coverage_curve` returns it.
@@ -171,7 +171,7 @@ def plot_risk_coverage(
 def plot_curves(
     x: Tensor, curves: Tensor, points: tuple[Tensor, Tensor] | None = None, ax: Axes | None = None
 ) -> Axes:
-    """The curves of several estimators, one over the other, and the data as dots.
+    """Draw the curves of several estimators on top of each other, and the data as dots.
 
     Args:
         x: ``(n,)``.
@@ -200,12 +200,12 @@ def plot_bands(
     points: tuple[Tensor, Tensor] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A curve inside bands, and the data as dots.
+    """Draw a curve inside bands, and the data as dots.
 
     Args:
         x: ``(n,)``.
         mean: The curve, ``(n,)``.
-        bands: Half-widths by name, each ``(n,)``, the narrowest first.
+        bands: Half-widths by name, each ``(n,)``, narrowest first.
         points: The data, x and y, each ``(examples,)``.
         ax: Where to draw.
 
@@ -243,16 +243,16 @@ def plot_series(
     dashed: Mapping[str, float] | None = None,
     log: Literal["", "x", "xy"] = "",
 ) -> Axes:
-    """Lines over a common axis, with a legend if there are several.
+    """Draw lines over a common x axis, with a legend if there are several.
 
     Args:
         x: ``(n,)``.
         series: Values by name, each ``(n,)``.
-        labels: What the two axes show.
+        labels: The labels of the x and the y axis.
         ax: Where to draw.
-        marker: Matplotlib's marker of each value; ``""`` for none.
-        dashed: Values by name, drawn as level dashed lines to compare with.
-        log: Which axes are logarithmic; such an x axis has its ticks at the values.
+        marker: Matplotlib's marker for each value; ``""`` for none.
+        dashed: Values by name, drawn as horizontal dashed lines for comparison.
+        log: Which axes are logarithmic; a logarithmic x axis has its ticks at the values.
 
     Example:
         >>> ax = plot_series([1, 2], {"MCBN": [0.3, 0.2]}, ("S", "NLL"), dashed={"plain": 0.25})
@@ -293,13 +293,13 @@ def plot_series(
 def plot_intervals(
     mean: Tensor, outer: Tensor, inner: Tensor, target: Tensor, ax: Axes | None = None
 ) -> Axes:
-    """Forecasts side by side, each with two intervals, and the outcomes as dots.
+    """Draw forecasts side by side, each with two intervals, and the outcomes as dots.
 
     Args:
         mean: The forecasts, ``(n,)``, drawn in this order.
         outer: Half-widths of the thin bars, ``(n,)``.
         inner: Half-widths of the thick bars, ``(n,)``.
-        target: The outcomes, ``(n,)``; those outside the thin bar stand out.
+        target: The outcomes, ``(n,)``; those outside the thin bars are highlighted.
         ax: Where to draw.
 
     Example:
@@ -326,11 +326,11 @@ def plot_intervals(
 def plot_scores(
     scores: Mapping[str, Tensor], names: Sequence[str], axes: np.ndarray | None = None
 ) -> np.ndarray:
-    """Several methods' scores side by side: a dot for each run, and a bar for their mean.
+    """Compare the scores of several methods: a dot for each run, and a bar for their mean.
 
     Args:
         scores: By the name of the score, ``(methods, runs)``; each gets its own axes.
-        names: The methods', from top to bottom.
+        names: Names of the methods, from top to bottom.
         axes: Where to draw, one for each score.
 
     Example:
@@ -363,13 +363,13 @@ def plot_scores(
 def plot_maps(
     images: Tensor, maps: Mapping[str, Tensor], axes: np.ndarray | None = None
 ) -> np.ndarray:
-    """Images in the first row, and under them what a network says of each pixel, a row a map.
+    """Draw images in the first row, and under them one row for each map of per-pixel values.
 
     Args:
         images: ``(n, height, width)``, pixels from 0 to 1.
-        maps: By the name of the row, ``(n, height, width)``: integers are classes, of which 0, the
+        maps: By the name of the row, ``(n, height, width)``: integers are classes, where 0, the
             background, stays empty; booleans are marked where true; other numbers are shades from
-            0 to the row's highest, with a scale.
+            0 to the row's maximum, with a color bar.
         axes: Where to draw, ``(1 + number of maps, n)``.
 
     Example:
@@ -410,11 +410,11 @@ def plot_maps(
 
 
 def plot_histograms(values: Mapping[str, Tensor], label: str, ax: Axes | None = None) -> Axes:
-    """How often each value occurs, one histogram over the other, all in the same 40 bins.
+    """Draw histograms of several groups on top of each other, in the same 40 bins.
 
     Args:
         values: By the name of the group, ``(examples,)``; each is scaled to an area of 1.
-        label: What the values are.
+        label: Name of the values.
         ax: Where to draw.
 
     Example:
@@ -441,7 +441,7 @@ def plot_histograms(values: Mapping[str, Tensor], label: str, ax: Axes | None = 
 
 
 def plot_roc(curves: Mapping[str, tuple[Tensor, Tensor]], ax: Axes | None = None) -> Axes:
-    """Receiver operating characteristics: what is found against what is flagged by mistake.
+    """Plot receiver operating characteristics: true against false positive rates.
 
     Args:
         curves: By the name of the score, false and true positive rates, each ``(thresholds,)``.
@@ -473,13 +473,13 @@ def plot_heatmap(
     labels: tuple[str, str, str],
     ax: Axes | None = None,
 ) -> Axes:
-    """A table as shades, with a scale from 0 to its highest value.
+    """Draw a table as shades, with a color bar from 0 to its highest value.
 
     Args:
         values: ``(rows, columns)``.
-        rows: Their names, from top to bottom.
-        columns: Their names.
-        labels: What the columns, the rows and the values are.
+        rows: Names of the rows, from top to bottom.
+        columns: Names of the columns.
+        labels: Labels of the columns, the rows and the values.
         ax: Where to draw.
 
     Example:
@@ -509,13 +509,13 @@ def plot_published(
     label: str,
     ax: Axes | None = None,
 ) -> Axes:
-    """Measured values with their standard errors beside the published ones, a row each.
+    """Draw measured values with standard errors beside the published ones, one row each.
 
     Args:
-        names: The rows', from top to bottom.
+        names: Names of the rows, from top to bottom.
         measured: Means and standard errors, each ``(rows,)``.
         published: ``(rows,)``.
-        label: What the values are.
+        label: Name of the values.
         ax: Where to draw.
 
     Example:
@@ -545,12 +545,12 @@ def plot_published(
 def plot_sorted_errors(
     error: Tensor, widths: Mapping[str, Tensor], label: str, ax: Axes | None = None
 ) -> Axes:
-    """Errors from the surest forecast to the least sure one, as dots, and lines through them.
+    """Draw errors as dots, from the most to the least certain forecast, and lines through them.
 
     Args:
         error: Absolute errors in that order, ``(n,)``.
-        widths: By name, ``(n,)``: what was predicted, or what the errors are on average.
-        label: What was predicted, with its unit.
+        widths: Lines by name, each ``(n,)``, such as the predicted or the average error.
+        label: The predicted quantity, with its unit.
         ax: Where to draw.
 
     Example:
@@ -571,10 +571,10 @@ def plot_sorted_errors(
 
 
 def _check(**given: tuple[Any, str] | None) -> None:
-    """Raise unless each value has the axes that are named beside it, and none is empty.
+    """Raise unless each value has the axes named beside it, none of them empty.
 
-    A value is a tensor, or a shape. An axis has the same size wherever its name comes; a number
-    instead of a name is its size.
+    A value is a tensor or a shape. An axis has the same size wherever its name occurs; a number
+    in place of a name is its size.
     """
     sizes: dict[str, int] = {}
     for name, (values, axes) in ((name, pair) for name, pair in given.items() if pair):
@@ -598,7 +598,7 @@ def _check(**given: tuple[Any, str] | None) -> None:
 
 
 def _of(axes: Any, names: str) -> tuple[Any, str] | None:
-    """For given Matplotlib axes the shape of their array, beside the names that it should have."""
+    """The shape of an array of Matplotlib axes, if given, beside the axis names it should have."""
     return None if axes is None else (np.shape(axes), names)
 
 
@@ -609,7 +609,7 @@ def _listed(name: str, values: Any, axes: str) -> tuple[Any, str]:
 
 
 def _grey(images: Any) -> tuple[Any, str]:
-    """The shape of images, without the axis of their one channel."""
+    """The shape of images, without the axis of a single channel."""
     check_tensors(images=images)
     check_has_values(images=images)
     shape = tuple(images.shape)
@@ -618,13 +618,13 @@ def _grey(images: Any) -> tuple[Any, str]:
 
 
 def _named(name: str, values: Any, axes: str, wanted: str) -> dict[str, tuple[Any, str]]:
-    """The values of a mapping, each beside the axes that it should have, by where they are."""
+    """The values of a mapping, each beside the axes it should have, by position."""
     check_type(name, values, Mapping, wanted)
     return {f"{name}[{key!r}]": (value, axes) for key, value in values.items()}
 
 
 def _parts(name: str, values: Any, parts: Sequence[str], axes: str) -> dict[str, tuple[Any, str]]:
-    """The tensors of a tuple, each beside the axes that it should have, by what they are."""
+    """The tensors of a tuple, each beside the axes it should have, by role."""
     check_type(name, values, (Sequence, Tensor, np.ndarray), f"the tensors {', '.join(parts)}")
     if len(values) != len(parts):
         raise ValueError(f"Given {len(values)} tensors as {name}, wanted {', '.join(parts)}.")
@@ -642,13 +642,13 @@ def _plot_points(points: tuple[Tensor, Tensor] | None, ax: Axes) -> None:
 
 
 def _coloured(values: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Names, values and the colours that tell them apart."""
+    """Names, values and the colors that tell them apart."""
     for color, (name, value) in zip(cycle(_SERIES), values.items()):
         yield name, value, color
 
 
 def _axes(ax: Any, label: str, size: tuple[float, float] = _WIDE) -> Axes:
-    """The given axes, or those of a new figure with a text that describes it."""
+    """The given axes, or those of a new figure with a text description."""
     if not isinstance(ax, Axes | None):
         raise TypeError(
             f"ax is a {type(ax).__name__}, wanted one Matplotlib Axes; pass ax=axes[0]."
@@ -657,7 +657,7 @@ def _axes(ax: Any, label: str, size: tuple[float, float] = _WIDE) -> Axes:
 
 
 def _grid(label: str, rows: int, columns: int, **options: Any) -> np.ndarray:
-    """Axes ``(rows, columns)`` of a new figure with a text that describes it."""
+    """Axes ``(rows, columns)`` of a new figure with a text description."""
     options = {"layout": "constrained", **options}
     figure, axes = plt.subplots(rows, columns, squeeze=False, **options)
     figure.set_label(label)

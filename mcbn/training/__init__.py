@@ -1,1 +1,1 @@
-"""Training and testing: the networks of the tutorials, and Lightning around any network."""
+"""Training and testing: the networks of the tutorials, and Lightning routines for any network."""

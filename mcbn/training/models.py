@@ -16,18 +16,18 @@ def lenet(
 ) -> nn.Sequential:
     """A LeNet-5 with a normalization layer after each convolution.
 
-    Images ``(batch, in_channels, height, width)`` in, logits ``(batch, num_classes)`` out. An
-    adaptive pooling to 4 by 4 before the dense layers makes it take images of any size from 12
-    pixels up. After LeCun et al., *Gradient-based learning applied to document recognition*, 1998.
+    Images ``(batch, in_channels, height, width)`` in, logits ``(batch, num_classes)`` out. Adaptive
+    pooling to 4 by 4 before the dense layers lets it accept images of any size from 12 pixels up.
+    After LeCun et al., *Gradient-based learning applied to document recognition*, 1998.
 
     Args:
         in_channels: Channels of the images, 1 for MNIST.
         num_classes: Number of logits.
-        norm: Called with a number of channels, returns the layer that normalizes them.
+        norm: Takes a number of channels and returns the layer that normalizes them.
             ``nn.Identity`` gives a LeNet without normalization.
 
     Raises:
-        TypeError: A number is no integer, or ``norm`` cannot be called.
+        TypeError: A number is not an integer, or ``norm`` is not callable.
         ValueError: A number is below 1.
 
     Example:
@@ -68,11 +68,11 @@ def unet(in_channels: int, num_classes: int, width: int = 8) -> nn.Module:
 
     Args:
         in_channels: Channels of the images.
-        num_classes: Number of logits of a pixel.
-        width: Channels at the full size; each halving of the size doubles them.
+        num_classes: Number of logits per pixel.
+        width: Channels at full size; each halving of the size doubles them.
 
     Raises:
-        TypeError: A number is no integer.
+        TypeError: A number is not an integer.
         ValueError: A number is below 1.
 
     Example:

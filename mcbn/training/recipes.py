@@ -1,4 +1,4 @@
-"""Optimization recipes: what the tutorials' trainings need to know about optimizers."""
+"""Optimization recipes: the optimizers and schedules of the tutorials."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mcbn.checks import check_count, check_module
 
 
 def optim_lenet(model: nn.Module, num_steps: int = 938) -> dict[str, Any]:
-    """SGD with Nesterov momentum whose learning rate falls from 0.05 to 0, a bit at every step.
+    """SGD with Nesterov momentum whose learning rate falls from 0.05 to 0 step by step.
 
-    It counts steps and not epochs, so a training on few digits and one on many are equally long.
+    It counts steps, not epochs, so that training takes equally long on few and on many digits.
 
     Args:
         model: The network whose parameters are trained.
-        num_steps: Steps until the learning rate is 0, where it stays. The default is two epochs of
-            60,000 images in batches of 128.
+        num_steps: Steps until the learning rate reaches 0, where it stays. The default is two
+            epochs of 60,000 images in batches of 128.
 
     Raises:
-        TypeError: ``model`` is no module, or the number no integer.
-        ValueError: There is no parameter, or the number is below 1.
+        TypeError: ``model`` is not a module, or ``num_steps`` is not an integer.
+        ValueError: ``model`` has no parameters, or ``num_steps`` is below 1.
 
     Example:
         >>> recipe = optim_lenet(nn.Linear(2, 1))

@@ -1,4 +1,4 @@
-"""Training and testing as Lightning wants them: one module around a network."""
+"""Lightning modules that train and test a network."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ OptimRecipe = Callable[[nn.Module], Any] | dict[str, Any]
 
 
 class _Routine(LightningModule):
-    """An ordinary training, and evaluations in which no example counts twice.
+    """Ordinary training, and evaluation in which no example counts twice.
 
-    Each loader has metrics of its own. Several loaders make Lightning append
+    Each loader has its own metrics. With several loaders, Lightning appends
     ``/dataloader_idx_0``, ``/dataloader_idx_1``, … to the names.
     """
 
-    _output: ClassVar[str]  # what the network should give, in words
+    _output: ClassVar[str]  # what the network should return, in words
 
     def __init__(
         self,
@@ -60,11 +60,11 @@ class _Routine(LightningModule):
         self.train_loss = MeanMetric(nan_strategy="disable")
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """What the network says."""
+        """The output of the network."""
         return self.model(inputs)
 
     def configure_optimizers(self) -> Any:
-        """What the recipe says."""
+        """The optimizer that the recipe returns."""
         made = self.optim_recipe(self.model) if callable(self.optim_recipe) else self.optim_recipe
         if made is None:
             raise TypeError(
@@ -86,24 +86,24 @@ class _Routine(LightningModule):
         return loss
 
     def on_train_epoch_start(self) -> None:
-        """Forgets what an epoch left that failed."""
+        """Clears what a failed epoch may have left."""
         self.train_loss.reset()
         self._widen(self.train_loss)
 
     def on_train_epoch_end(self) -> None:
-        """Logs the mean loss of the epoch: once, as logging takes a while next to a small step."""
+        """Logs the mean loss of the epoch, once, as logging is slow compared with a small step."""
         self.log("train/loss", self.train_loss.compute(), prog_bar=True, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
-        """Begins with fresh metrics, and finds this process's own examples."""
+        """Starts with fresh metrics, and finds this process's own examples."""
         self._begin(self.trainer.val_dataloaders)
 
     def on_test_epoch_start(self) -> None:
-        """Begins with fresh metrics, and finds this process's own examples."""
+        """Starts with fresh metrics, and finds this process's own examples."""
         self._begin(self.trainer.test_dataloaders)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """What the network says about a batch, with the estimators' axis if there is one."""
+        """The output of the network for a batch, with the estimator axis if there is one."""
         return self.model(default_inputs(batch))
 
     def _predictions(self, inputs: Tensor) -> Tensor:
@@ -123,20 +123,20 @@ class _Routine(LightningModule):
 
     def _begin(self, loaders: Any) -> None:
         self._running: dict[tuple[int, MetricCollection], MetricCollection] = {}
-        # Loaders may come nested in lists and dicts; their numbers are those of Lightning's order.
+        # Loaders may be nested in lists and dicts; Lightning numbers them in this order.
         flat = CombinedLoader(loaders, "sequential").flattened
         self._unseen = [_own_examples(loader) for loader in flat]
 
     def _widen(self, metric: M) -> M:
         """The metric with states of 32 bits or more.
 
-        Lightning's half precision makes the states as narrow as the network, and a sum of 16 bits
-        stops growing after some hundred examples.
+        Lightning's half precision makes the states as narrow as the network, and a 16-bit sum
+        stops growing after a few hundred examples.
         """
         return metric.to(torch.promote_types(torch.float32, self.dtype))  # pyright: ignore
 
     def _counted(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor, slice]:
-        """Inputs, targets, and those examples that count in this process: all but repeated ones."""
+        """Inputs, targets, and the examples that count in this process: all but repeated ones."""
         inputs, target = _pair(batch)
         if not isinstance(target, Tensor):
             raise TypeError(
@@ -150,7 +150,7 @@ class _Routine(LightningModule):
     def _add(
         self, metrics: MetricCollection, dataloader_idx: int, predictions: Tensor, *others: Any
     ) -> None:
-        """Adds a batch to a loader's own copy of the metrics, and has Lightning log them."""
+        """Adds a batch to a loader's own copy of the metrics, and lets Lightning log them."""
         key = dataloader_idx, metrics
         new = key not in self._running
         if new:
@@ -158,17 +158,17 @@ class _Routine(LightningModule):
         running = self._running[key]
         if predictions.numel():
             running.update(predictions, *others)
-        # To ask for the items lets the metrics that share a state see what it is now. Lightning
-        # computes those that were logged once, as the loader ends, over all processes.
+        # Asking for the items updates the metrics that share a state. Lightning computes the
+        # logged ones once, at the end of the loader, over all processes.
         for name, metric in running.items(keep_base=False, copy_state=False):
             if new:
                 self.log(str(name), metric, metric_attribute=str(name))
 
 
 def _own_examples(loader: Any) -> float:
-    """How many examples of a loader are one process's own; infinity where none is repeated.
+    """How many examples of a loader are this process's own; infinity if none is repeated.
 
-    A distributed sampler repeats some at the end, so that all processes get equally many.
+    A distributed sampler repeats some at the end, so that all processes get the same number.
     """
     for name in ("sampler", "batch_sampler"):
         for sampler in _samplers(getattr(loader, name, None)):
@@ -179,7 +179,7 @@ def _own_examples(loader: Any) -> float:
 
 
 def _samplers(outer: Any) -> Iterator[Any]:
-    """A sampler and those it holds, as Lightning puts its own into a loader's batch sampler."""
+    """A sampler and those inside it, as Lightning puts its own into a loader's batch sampler."""
     yield outer
     for inner in getattr(outer, "__dict__", {}).values():
         if isinstance(inner, Sampler):
@@ -197,28 +197,28 @@ def _pair(batch: Any) -> Batch:
 
 
 class ClassificationRoutine(_Routine):
-    """Trains a classifier and measures how good its probabilities are.
+    """Trains a classifier and measures the quality of its probabilities.
 
-    The network may give logits ``(batch, classes)`` or ``(num_estimators, batch, classes)``; the
-    mean of the estimators' probabilities is what is tested. So a trained ``routine.model`` can be
-    replaced with an :class:`~mcbn.MCBatchNorm` of it, and tested again.
+    The network may return logits ``(batch, classes)`` or ``(num_estimators, batch, classes)``; the
+    test uses the mean of the estimators' probabilities. A trained ``routine.model`` can thus be
+    replaced with an :class:`~mcbn.MCBatchNorm` of it and tested again.
 
     Testing logs fractions, not percentages, under ``test/cls/…`` (classification), ``test/cal/…``
     (calibration), ``test/sc/…`` (selective classification) and ``test/cplx/…`` (the parameters, and
-    the floating-point operations of one prediction of 128 images, with all estimators).
+    the floating-point operations of one prediction for 128 images, with all estimators).
 
     Args:
         num_classes: Number of logits.
         model: The network.
-        loss: Called with logits and labels, gives the training loss.
-        optim_recipe: Called with the network when a training begins, gives what Lightning's
-            ``configure_optimizers`` returns; or such a thing itself, good for one training.
+        loss: Takes logits and labels and returns the training loss.
+        optim_recipe: Takes the network when training begins and returns what Lightning's
+            ``configure_optimizers`` returns; or that object itself, valid for one training run.
 
     Raises:
-        TypeError: An argument is of the wrong type; or, later, a batch is no pair, what the network
-            gives no tensor, or the loss no number.
-        ValueError: ``num_classes`` is below 2; or, later, the network gives another number of
-            logits, or a label is out of range.
+        TypeError: An argument has the wrong type; or, later, a batch is not a pair, the network
+            does not return a tensor, or the loss is not a number.
+        ValueError: ``num_classes`` is below 2; or, later, the network returns a different number
+            of logits, or a label is out of range.
 
     Example:
         >>> from mcbn import MNISTDataModule, Trainer, lenet, optim_lenet
@@ -269,13 +269,13 @@ class ClassificationRoutine(_Routine):
         )
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds a batch to accuracy and negative log-likelihood."""
+        """Adds a batch to the accuracy and the negative log-likelihood."""
         images, labels, own = self._counted(batch, dataloader_idx)
         probs = mean_probs(self._predictions(images))
         self._add(self.val_metrics, dataloader_idx, probs[own], labels[own])
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds a batch to the test metrics, and to those of several estimators if there are."""
+        """Adds a batch to the test metrics, and to those of several estimators if there are any."""
         images, labels, own = self._counted(batch, dataloader_idx)
         if batch_idx == 0:
             self._log_complexity(images[:1])
@@ -295,8 +295,8 @@ class ClassificationRoutine(_Routine):
 
     def _log_complexity(self, image: Tensor) -> None:
         images = image.repeat_interleave(128, dim=0)
-        # A network may find out in its first prediction how to do the others, as a wrapper does
-        # whose state was loaded; what counts is what they cost.
+        # A network may learn in its first prediction how to run the others, as a wrapper with a
+        # loaded state does; their cost is what counts.
         self.model(images.clone())
         with FlopCounterMode(display=False) as counter:
             self.model(images)
@@ -306,36 +306,35 @@ class ClassificationRoutine(_Routine):
 
 
 class RegressionRoutine(_Routine):
-    """Trains a regression and measures how good its predictive distribution is.
+    """Trains a regression network and measures the quality of its predictive distribution.
 
-    The network may give predictions of the targets' shape ``(batch,)`` or ``(batch, targets)``, or
-    with an estimator axis in front, ``(num_estimators, batch, …)``. So a trained ``routine.model``
-    can be replaced with an :class:`~mcbn.MCBatchNorm` of it, and tested again.
+    The network may return predictions of the targets' shape, ``(batch,)`` or ``(batch, targets)``,
+    or with an estimator axis in front, ``(num_estimators, batch, …)``. A trained ``routine.model``
+    can thus be replaced with an :class:`~mcbn.MCBatchNorm` of it and tested again.
 
     Testing logs, in the targets' own unit, ``test/reg/RMSE``, the error of the estimators' mean;
     ``test/reg/CRPS``, the continuous ranked probability score of the normal distribution with their
-    mean and their variance plus ``1 / noise_precision``; ``test/reg/PLL``, the predictive log
-    likelihood of the mixture of the estimators; and ``test/reg/Coverage``, the share of targets in
-    the central 95 % of that normal distribution. These are the scores of Teye et al., *Bayesian
-    Uncertainty Estimation for Batch Normalized Deep Networks*, 2018, section 4; the coverage is an
-    addition.
+    mean and their variance plus ``1 / noise_precision``; ``test/reg/PLL``, the predictive
+    log-likelihood of the mixture of the estimators; and ``test/reg/Coverage``, the share of targets
+    in the central 95 % of that normal distribution. These are the scores of Teye et al., *Bayesian
+    Uncertainty Estimation for Batch Normalized Deep Networks*, 2018, section 4, plus the coverage.
 
     Args:
         model: The network.
-        loss: Called with predictions and targets, gives the training loss.
-        optim_recipe: Called with the network when a training begins, gives what Lightning's
-            ``configure_optimizers`` returns; or such a thing itself, good for one training.
-        noise_precision: The paper's tau, 1 / (unit of the target)², as
-            :func:`mcbn.predictive.fit_noise_precision` finds it. The attribute may be changed
-            between two tests.
-        target_scale: What predictions and targets are multiplied by to be in their own unit: the
-            standard deviation by which they were divided, for standardized ones.
+        loss: Takes predictions and targets and returns the training loss.
+        optim_recipe: Takes the network when training begins and returns what Lightning's
+            ``configure_optimizers`` returns; or that object itself, valid for one training run.
+        noise_precision: The paper's tau, 1 / (unit of the target)², as found by
+            :func:`mcbn.predictive.fit_noise_precision`. The attribute may be changed between
+            tests.
+        target_scale: Factor that brings predictions and targets to their own unit: for
+            standardized ones, the standard deviation by which they were divided.
 
     Raises:
-        TypeError: An argument is of the wrong type; or, later, a batch is no pair, what the network
-            gives no tensor, or the loss no number.
+        TypeError: An argument has the wrong type; or, later, a batch is not a pair, the network
+            does not return a tensor, or the loss is not a number.
         ValueError: A precision or scale is not a finite number above 0; or, in a test, the shape of
-            the predictions does not fit that of the targets.
+            the predictions does not match that of the targets.
 
     Example:
         >>> import torch
@@ -379,7 +378,7 @@ class RegressionRoutine(_Routine):
             check_number(name, getattr(self, name), wanted, lambda value: 0 < value < math.inf)
 
     def on_test_epoch_start(self) -> None:
-        """The same, and looks whether the two numbers, that may be changed, still are such."""
+        """Starts as any test does, and checks the precision and scale, which may have changed."""
         super().on_test_epoch_start()
         self._check_numbers()
 
@@ -410,7 +409,7 @@ class RegressionRoutine(_Routine):
                 f"{tuple(target.shape)}, wanted the targets' shape, with or without an estimator "
                 "axis in front; make the targets (batch, 1) if the network ends in nn.Linear(n, 1)."
             )
-        # Half precision is for the network; sums over a test set need more.
+        # Half precision suffices for the network, but not for sums over a test set.
         estimators, target = (
             part.to(torch.promote_types(part.dtype, torch.float32)) * self.target_scale
             for part in (estimators, target)

@@ -1,4 +1,4 @@
-"""Lightning's Trainer, quiet, with its model summary and its results as tables."""
+"""Lightning's Trainer with less output, and with its summary and results as tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mcbn.results import ResultTables, Table, Tables
 
 
 def _summary(model: nn.Module) -> Tables:
-    """The modules right under a network and how many parameters each has."""
+    """The direct children of a network and their numbers of parameters."""
 
     def size(module: nn.Module) -> str:
         return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
@@ -41,7 +41,7 @@ class _ShowSummary(pl.Callback):
 
 
 class _ShowProgress(pl.Callback):
-    """A bar on a terminal while a training runs; it leaves nothing behind."""
+    """A progress bar on a terminal during training; it disappears at the end."""
 
     progress: Progress | None = None
 
@@ -52,7 +52,7 @@ class _ShowProgress(pl.Callback):
             limits = (
                 trainer.max_steps * trainer.accumulate_grad_batches,
                 (trainer.max_epochs or 0) * trainer.num_training_batches,
-            )  # -1 and infinity are none
+            )  # -1 and infinity mean no limit
             total = min((n for n in limits if 0 < n < math.inf), default=None)
             self.progress.add_task("Training", total=total)
             self.progress.start()
@@ -70,10 +70,10 @@ class _ShowProgress(pl.Callback):
 
 
 def _end_process_group() -> None:
-    """Lightning does so with NCCL only.
+    """End the process group, as Lightning does only with NCCL.
 
-    The threads of gloo then outlive the interpreter, and may abort a process that has done its work
-    ("terminate called without an active exception").
+    Otherwise the threads of gloo outlive the interpreter and may abort a process that has finished
+    its work ("terminate called without an active exception").
     """
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
@@ -81,7 +81,7 @@ def _end_process_group() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's notices off; its warnings stay, but for those that tell the caller nothing."""
+    """Silence Lightning's notices, and those of its warnings that tell the caller nothing."""
     with ExitStack() as undo:
         for name in ("lightning.pytorch", "lightning.fabric"):
             logger = logging.getLogger(name)
@@ -90,12 +90,12 @@ def _quiet() -> Iterator[None]:
         undo.enter_context(warnings.catch_warnings())
         # Images in memory load faster without workers.
         warnings.filterwarnings("ignore", message=".*does not have many workers")
-        # A training without validation is one.
+        # Training without validation is fine.
         warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-        # Where there are more processes than examples, one has none; the others' count in it, too.
+        # With more processes than examples, one has none; its result includes the others' anyway.
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-        # Who says accelerator="cpu" knows.
+        # A caller who asks for accelerator="cpu" knows.
         warnings.filterwarnings("ignore", message="GPU available but not used")
         # Lightning's own use of torch.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
@@ -105,14 +105,15 @@ def _quiet() -> Iterator[None]:
 class Trainer(pl.Trainer):
     """Lightning's Trainer that shows a model summary, the results of a test, and nothing else.
 
-    On a terminal, a line shows how far a training is, and goes when it ends. Lightning's own
-    progress bar, logger, checkpoints and sanity check are off unless asked for. Where a run fails,
-    modules come back to the mode in which they were: Lightning would leave them in evaluation mode,
-    and train them so the next time.
+    On a terminal, a line shows the progress of training and disappears at the end. Lightning's own
+    progress bar, logger, checkpoints and sanity check are off unless requested. If a run fails,
+    modules return to their previous mode: Lightning would leave them in evaluation mode, and would
+    train them in it the next time.
 
     Args:
-        enable_model_summary: Show the network's modules and parameters when a training begins.
-        kwargs: Lightning's own.
+        enable_model_summary: Whether to show the network's modules and parameters when training
+            begins.
+        kwargs: Passed to Lightning's Trainer.
 
     Example:
         >>> trainer = Trainer(max_steps=938)
@@ -138,17 +139,17 @@ class Trainer(pl.Trainer):
             self.callbacks.append(_ShowSummary())
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's."""
+        """Same as Lightning's."""
         with self._undone_if_this_fails(*args, **kwargs):
             super().fit(*args, **kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> Any:
-        """As Lightning's."""
+        """Same as Lightning's."""
         with self._undone_if_this_fails(*args, **kwargs):
             return super().validate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As Lightning's."""
+        """Same as Lightning's."""
         with self._undone_if_this_fails(*args, **kwargs):
             return super().predict(*args, **kwargs)
 
@@ -161,10 +162,10 @@ class Trainer(pl.Trainer):
         datamodule: pl.LightningDataModule | None = None,
         **kwargs: Any,
     ) -> list[Mapping[str, float]]:
-        """As Lightning's; a verbose test prints :class:`ResultTables`, in one process only.
+        """Same as Lightning's; if ``verbose``, print :class:`ResultTables`, in one process only.
 
         Raises:
-            ValueError: There was no batch, so that nothing was tested.
+            ValueError: There was no batch, so nothing was tested.
         """
         with self._undone_if_this_fails(model):
             results = super().test(model, dataloaders, ckpt_path, False, datamodule, **kwargs)
@@ -176,7 +177,7 @@ class Trainer(pl.Trainer):
 
     @contextmanager
     def _undone_if_this_fails(self, model: Any = None, *_: Any, **__: Any) -> Iterator[None]:
-        """Quiet, and every module in the mode in which it was if anything fails."""
+        """Run quietly, and return every module to its previous mode if anything fails."""
         model = model or self.lightning_module
         modules = model.modules() if isinstance(model, nn.Module) else ()
         modes = {module: module.training for module in modules}
