@@ -1,5 +1,5 @@
-"""The data: digits and regression tables as datamodules, and what they are made of.
+"""Data: digits and regression tables as datamodules, and their building blocks.
 
-``digits`` and ``tables`` are the datamodules, ``images`` hands out images in memory, ``batches``
-draws mini-batches, and ``files`` reads and fetches what is in ``sample`` or on a mirror.
+``digits`` and ``tables`` are the datamodules, ``images`` serves images from memory, ``batches``
+draws mini-batches, and ``files`` reads the files in ``sample`` and downloads those on a mirror.
 """

@@ -1,4 +1,4 @@
-"""What a network is given of a batch, and mini-batches drawn from the training data."""
+"""Mini-batches drawn from the training data, and the part of a batch that a network takes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def draw_batches(
 ) -> Iterator[Any]:
     """Yield ``num_batches`` batches.
 
-    From a DataLoader over a dataset with indices, each is ``batch_size`` examples drawn
+    From a DataLoader over a dataset with indices, each batch is ``batch_size`` examples drawn
     independently, and without replacement within the batch, through the loader's workers,
-    transforms and ``collate_fn``, whatever the order of its sampler. From anything else, its own
+    transforms and ``collate_fn``, regardless of its sampler's order. From anything else, its own
     batches are taken in order.
 
     Raises:
-        TypeError: ``data`` cannot be iterated over, or is a DataLoader whose dataset has no length.
-        ValueError: it has fewer examples than a batch, or fewer batches than are needed.
+        TypeError: ``data`` is not iterable, or is a DataLoader whose dataset has no length.
+        ValueError: ``data`` has fewer examples than a batch, or fewer batches than needed.
     """
     if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
         yield from _random_batches(data, num_batches, batch_size, generator)
@@ -90,9 +90,9 @@ def _yields_batches(loader: DataLoader[Any]) -> bool:
 
 
 def default_inputs(batch: Any) -> Any:
-    """The part of a batch that a network is given: the first, unless the batch is one tensor.
+    """The part of a batch that a network takes: the first, unless the batch is a single tensor.
 
-    An empty batch is given back as it is.
+    An empty batch is returned unchanged.
 
     Example:
         >>> default_inputs(("images", "labels"))
@@ -110,7 +110,7 @@ def default_inputs(batch: Any) -> Any:
 
 
 def with_progress(what: str, batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """Show a progress bar, on a terminal, from the moment that it is worth one."""
+    """Show a progress bar on a terminal if the work takes more than two seconds."""
     start = time.monotonic()
     for done, batch in enumerate(batches, start=1):
         yield batch

@@ -21,31 +21,31 @@ from mcbn.terminal import showable, stdout_encoding
 class MNISTDataModule(LightningDataModule):
     """The handwritten digits of MNIST for training, validation, test and prediction.
 
-    Loaders give images ``(batch, 1, 28, 28)`` float32, normalized, and labels ``(batch,)`` int64.
-    Validation images are split off the training images, stratified by digit; the test images serve
-    for nothing but tests and predictions. A Trainer calls ``prepare_data`` and ``setup``; without a
-    Trainer the first loader does. The order is drawn from torch's global generator, and the crops
-    follow from it: a seed repeats both, with any number of workers.
+    Loaders return images ``(batch, 1, 28, 28)`` float32, normalized, and labels ``(batch,)`` int64.
+    Validation images are split off the training images, stratified by digit; the test images are
+    used only for tests and predictions. A Trainer calls ``prepare_data`` and ``setup``; without a
+    Trainer the first loader does. The order is drawn from torch's global generator and determines
+    the crops: a seed reproduces both, with any number of workers.
 
     Args:
-        root: Folder with ``MNIST/raw`` and ``FashionMNIST/raw`` as torchvision leaves them.
-            Default: the environment variable ``MCBN_DATA``, else ``data``. In both ``~`` is the
+        root: Folder with ``MNIST/raw`` and ``FashionMNIST/raw`` as torchvision creates them.
+            Default: the environment variable ``MCBN_DATA``, else ``data``. In both, ``~`` is the
             home folder.
-        batch_size: Images in a batch.
+        batch_size: Number of images in a batch.
         source: ``"full"``: 60,000 training and 10,000 test digits under ``root``, downloaded if
-            they are not there. ``"sample"``: 4,000 and 1,000 that come with the package.
-            ``"auto"``: the full set if it is there or can be downloaded in 20 seconds, otherwise
-            the sample, and a line printed that says so.
+            missing. ``"sample"``: the 4,000 and 1,000 that come with the package. ``"auto"``: the
+            full set if it is there or can be downloaded in 20 seconds; otherwise the sample, with
+            a printed note.
         val_split: Share of the training images held out for validation. With 0 there is no
             validation set, and ``val_dataloader`` returns an empty list.
         random_crop: Whether training images are padded by 4 pixels and cropped at random.
-        num_workers: Processes that load; with 0 it is done in this process, which is fast here.
+        num_workers: Number of loading processes; 0 loads in this process, which is fast here.
         seed: Decides which images are held out.
 
     Raises:
-        TypeError: An argument is of the wrong type.
+        TypeError: An argument has the wrong type.
         ValueError: An argument is out of range; or, when the images are read, a file is damaged.
-        OSError: ``source="full"``, and files are missing and cannot be downloaded or written.
+        OSError: With ``source="full"``, files are missing and cannot be downloaded or written.
 
     Example:
         >>> datamodule = MNISTDataModule(source="sample", val_split=0.1)
@@ -94,7 +94,7 @@ class MNISTDataModule(LightningDataModule):
         self._obstacle = "call prepare_data() to download MNIST"
 
     def prepare_data(self) -> None:
-        """Downloads the full set if it is wanted and not there."""
+        """Downloads the full set if it is wanted and missing."""
         if not (self.uses_sample or self._datasets):
             self._obstacle = self._fetch(files.MNIST) or self._obstacle
 
@@ -107,7 +107,7 @@ class MNISTDataModule(LightningDataModule):
             raise FileNotFoundError(f"{self.root / missing[0]} is missing: {self._obstacle}.")
         if missing:
             for name in set(files.MNIST) - set(missing):
-                files.read(self.root, name)  # a damaged file is never passed over
+                files.read(self.root, name)  # a damaged file is never ignored
             _say(f"Using the sample of 5,000 digits, MNIST's files are missing: {self._obstacle}.")
             self.uses_sample = True
         if self.uses_sample:
@@ -131,7 +131,7 @@ class MNISTDataModule(LightningDataModule):
         }
 
     def dataset(self, name: Literal["train", "val", "test", "ood"]) -> InMemoryImages:
-        """The images behind a loader, with their raw pixels in ``images``."""
+        """The dataset behind a loader, with the raw pixels in ``images``."""
         if name not in ("train", "val", "test", "ood"):
             raise ValueError(f"name={name!r}, wanted 'train', 'val', 'test' or 'ood'.")
         if not self._datasets:
@@ -146,7 +146,7 @@ class MNISTDataModule(LightningDataModule):
         return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]] | list[Never]:
-        """Validation images; an empty list if ``val_split`` is 0, which a Trainer skips."""
+        """Validation images; if ``val_split`` is 0, an empty list, which a Trainer skips."""
         return self._loader("val") if len(self.dataset("val")) else []
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
@@ -154,14 +154,14 @@ class MNISTDataModule(LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """The test images again; their labels come along."""
+        """The test images again, with their labels."""
         return self._loader("test")
 
     def ood_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Images that are no digits: FashionMNIST's test images, normalized as the digits are.
+        """Images that are not digits: FashionMNIST's test images, normalized like the digits.
 
-        All 10,000 if they are under ``root`` or can be downloaded, otherwise, and with the sample
-        of the digits, the 1,000 that come with the package.
+        All 10,000 if they are under ``root`` or can be downloaded; otherwise, and with the sample
+        of digits, the 1,000 that come with the package.
         """
         return self._loader("ood")
 
@@ -178,7 +178,7 @@ class MNISTDataModule(LightningDataModule):
         return images, labels
 
     def _fetch(self, names: Sequence[str]) -> str:
-        """Fetches what is not there; says why it could not, where a sample does instead."""
+        """Downloads missing files; returns why it could not if a sample can serve instead."""
         try:
             files.fetch_missing(self.root, names, patient=self.source == "full")
         except OSError as error:
@@ -201,8 +201,8 @@ class MNISTDataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=ready_batch,
             persistent_workers=self.num_workers > 0,
-            # For the workers' seeds, which nothing here needs. From the global generator they would
-            # be drawn for each epoch without workers, and once with workers that persist.
+            # For the workers' seeds, which nothing here needs. The global generator would draw them
+            # for each epoch without workers, but only once with persistent workers.
             generator=torch.Generator(),
         )
 
@@ -213,7 +213,7 @@ def _say(line: str) -> None:
 
 
 def _stratified_share(labels: Tensor, share: float, seed: int) -> Tensor:
-    """A mask ``(n,)``, True for that share of each label's entries."""
+    """A mask ``(n,)``, True for the given share of each label's entries."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():

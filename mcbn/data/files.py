@@ -1,4 +1,4 @@
-"""The files of images: what is read, where it comes from, and that it is what it should be."""
+"""The image files: reading, downloading and checking them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-# Size in bytes and SHA-256. They pin a file to its last bit: nothing is believed that a header
-# says, nothing of another size is read, and it does not matter which mirror a file came from.
+# Size in bytes and SHA-256. They pin a file to its last bit: no header is trusted, no file of
+# another size is read, and it does not matter which mirror a file came from.
 _CHECKSUMS = Path(__file__).with_name("checksums.txt").read_text()
 _FILES = {
     name: (int(size), sha256) for sha256, size, name in map(str.split, _CHECKSUMS.splitlines())
@@ -42,13 +42,13 @@ _MIRRORS = {
     "FashionMNIST": ["http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"],
 }
 _PATIENCE = 15.0  # seconds
-_SLOWEST = 1 << 18  # bytes in that time
+_SLOWEST = 1 << 18  # bytes that must arrive in that time
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path as its user means it: ``~`` is the home folder.
+    """A path with ``~`` expanded to the home folder.
 
-    Unlike ``Path.expanduser`` it leaves alone what begins with ``~`` and names no user's home.
+    Unlike ``Path.expanduser``, it keeps a ``~`` that does not name a user's home.
 
     Example:
         >>> expanded("~nobody's/t.csv").name, "~" in str(expanded("~/t.csv"))
@@ -58,12 +58,12 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def root_folder(root: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of the data sets: root, or what ``MCBN_DATA`` says, or else ``data``."""
+    """The folder of the data sets: ``root``, else the value of ``MCBN_DATA``, else ``data``."""
     return expanded((os.environ.get("MCBN_DATA") or "data") if root is None else root)
 
 
 def missing(root: Path, names: Sequence[str]) -> list[str]:
-    """Those of the names that are not under root."""
+    """The names of the files that are not under ``root``."""
     return [name for name in names if not (root / name).exists()]
 
 
@@ -77,8 +77,8 @@ def read(root: Path, name: str) -> Tensor:
     """A file of images ``(n, 28, 28)`` or labels ``(n,)``, as uint8.
 
     Raises:
-        ValueError: The file is not bit for bit the one it should be, or there should be none of
-            this name. The message names it.
+        ValueError: The file is not bit for bit the expected one, or its name is unknown. The
+            message names it.
     """
     (size, sha256), path = _pinned(name), root / name
     found = path.stat().st_size
@@ -97,11 +97,11 @@ def read(root: Path, name: str) -> Tensor:
 
 
 def fetch_missing(root: Path, names: Sequence[str], *, patient: bool) -> None:
-    """Downloads those of the files that are not under root, as :func:`fetch` does.
+    """Downloads the files that are not under ``root``, as :func:`fetch` does.
 
     Raises:
-        OSError: As ``fetch`` says.
-        ValueError: There is no such file in the datasets.
+        OSError: As in ``fetch``.
+        ValueError: The datasets have no such file.
     """
     wanted: list[Wanted] = []
     for name in names:
@@ -116,11 +116,11 @@ class Wanted:
     """A file to fetch.
 
     Attributes:
-        path: Where it belongs.
-        urls: Where it may be had; what ends in ``.gz`` is unpacked.
-        size: The most bytes that it has, unpacked.
-        sha256: Of its content, unpacked; None where ``check`` alone decides.
-        check: Raises a ValueError if the file at a path is not the one that is wanted.
+        path: Where to save it.
+        urls: Where to download it; a file ending in ``.gz`` is unpacked.
+        size: Its maximum size in bytes, unpacked.
+        sha256: Its SHA-256, unpacked; None if ``check`` alone decides.
+        check: Raises a ValueError if the file at a path is not the wanted one.
     """
 
     path: Path
@@ -131,15 +131,15 @@ class Wanted:
 
 
 def fetch(wanted: Sequence[Wanted], *, patient: bool) -> None:
-    """Downloads those of the files that are not there.
+    """Downloads the files that are missing.
 
-    Gives up after 15 seconds in all; a patient caller goes on as long as every 15 seconds bring
-    256 KiB. A file appears under its name whole and checked, or not at all. Once all are there,
-    what killed runs left of them is deleted.
+    Gives up after 15 seconds in total; with ``patient``, it continues as long as every 15 seconds
+    bring 256 KiB. A file appears under its name complete and checked, or not at all. Once all are
+    there, partial files left by killed runs are deleted.
 
     Raises:
-        TimeoutError: It took too long.
-        ConnectionError: No address gave a file.
+        TimeoutError: The download took too long.
+        ConnectionError: No address provided a file.
         OSError: A file cannot be written.
     """
     if absent := [file for file in wanted if not file.path.exists()]:
@@ -160,9 +160,9 @@ def fetch(wanted: Sequence[Wanted], *, patient: bool) -> None:
 
 
 class _Download(threading.Thread):
-    """A thread of its own, because no time-out reaches a name server that does not answer.
+    """A separate thread, because no timeout covers a name server that does not answer.
 
-    It is what pooch writes to as well: it unpacks up to a limit, so that a gzip bomb stays small.
+    Pooch also writes to it: it unpacks up to a limit, so that a gzip bomb stays small.
     """
 
     content: IO[bytes]
@@ -179,8 +179,8 @@ class _Download(threading.Thread):
 
     def run(self) -> None:
         try:
-            # Elsewhere, since pooch makes the folder before it knows whether there is anything to
-            # put there, and the file for its owner only.
+            # In a temporary folder, since pooch makes the folder before it knows whether there is
+            # anything to put there, and makes files readable by their owner only.
             with tempfile.TemporaryDirectory() as folder:
                 for file in self.wanted:
                     self._place(file.path, self._fetch_from_any_mirror(file, folder))
@@ -190,7 +190,7 @@ class _Download(threading.Thread):
     def _fetch_from_any_mirror(self, file: Wanted, folder: str) -> bytes:
         import pooch
 
-        pooch.get_logger().setLevel("WARNING")  # else it prints a line for each address
+        pooch.get_logger().setLevel("WARNING")  # otherwise it prints a line for each address
         name, errors = file.path.name, list[str]()
         for url in file.urls:
             try:
@@ -201,7 +201,7 @@ class _Download(threading.Thread):
             except (OSError, ValueError, zlib.error) as error:
                 if self.cancelled.is_set():
                     raise
-                # What a server or the network did wrong is an OSError without a number.
+                # An error of the server or the network is an OSError without a number.
                 if isinstance(error, OSError) and error.errno:
                     raise _unwritable(folder, error) from error
                 other = file.sha256 and type(error) is ValueError
@@ -214,7 +214,7 @@ class _Download(threading.Thread):
 
         with open(output_file, "wb") as self.content, ExitStack() as opened:
 
-            def keep(answer: Any, **_: Any) -> None:  # pooch does not close one that it cuts short
+            def keep(answer: Any, **_: Any) -> None:  # pooch does not close one it cuts short
                 opened.callback(answer.close)
 
             self.limit, self.end = limit, self.received + 2 * limit
@@ -222,7 +222,7 @@ class _Download(threading.Thread):
             pooch.HTTPDownloader(
                 progressbar=self.patient and sys.stderr.isatty(),
                 timeout=_PATIENCE / 3,
-                # A server that packs what it sends would be unpacked once too often.
+                # What a server compresses in transit would be unpacked once too often.
                 headers={"User-Agent": "mcbn", "Accept-Encoding": "identity"},
                 hooks={"response": keep},
             )(url, self, None)
@@ -234,7 +234,7 @@ class _Download(threading.Thread):
         if self.unzip:
             chunk = self.unzip.decompress(chunk, self.limit + 1)
         self.limit -= self.content.write(chunk)
-        if self.limit < 0 or self.received > self.end:  # the latter may unpack to nothing, for ever
+        if self.limit < 0 or self.received > self.end:  # the latter may unpack to nothing, forever
             raise ValueError("sent too much")
 
     def flush(self) -> None:
@@ -246,13 +246,13 @@ class _Download(threading.Thread):
         try:
             write_whole(path, content)
         except OSError as error:
-            # Another process may have placed its own and deleted this one's part.
+            # Another process may have placed its own and deleted this one's partial file.
             if not (isinstance(error, FileNotFoundError) and path.exists()):
                 raise _unwritable(path, error) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """The file has its old content or the new one, at any moment."""
+    """Write a file so that at any moment it has either its old content or the new one."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -268,5 +268,5 @@ def _unwritable(path: str | Path, error: OSError) -> OSError:
 
 
 def _reason(error: Exception) -> str:
-    """The last words of what requests says, which begin with the address once or twice."""
+    """The last words of a message from requests, which starts with the address once or twice."""
     return str(getattr(error.args[0], "reason", error) if error.args else error).rsplit("): ")[-1]

@@ -1,6 +1,6 @@
-"""Images in memory, cropped and normalized a whole batch at a time.
+"""Images in memory, cropped and normalized one whole batch at a time.
 
-Apart from the datamodule, so that a loading process that is spawned need not import Lightning.
+Separate from the datamodule, so that a spawned loading process need not import Lightning.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from mcbn.checks import check_count, check_number, check_tensors
 
 
 def random_crop(images: Tensor, padding: int, generator: torch.Generator | None = None) -> Tensor:
-    """Pads images with zeros and cuts a window of the old size out of each, at a place of its own.
+    """Pads images with zeros and crops each one to its old size at its own random position.
 
     Args:
         images: ``(batch, height, width)``, any dtype.
         padding: Pixels added on each side.
-        generator: Source of the places; torch's global one by default.
+        generator: Source of the positions; torch's global one by default.
 
     Returns:
-        ``(batch, height, width)``, dtype as given.
+        ``(batch, height, width)``, with the same dtype.
 
     Raises:
-        TypeError: ``images`` is no tensor, or ``padding`` no integer.
-        ValueError: The images are of another shape, or the padding is negative.
+        TypeError: ``images`` is not a tensor, or ``padding`` is not an integer.
+        ValueError: The images have the wrong shape, or the padding is negative.
 
     Example:
         >>> random_crop(torch.ones(5, 28, 28, dtype=torch.uint8), padding=4).shape
@@ -50,24 +50,25 @@ def random_crop(images: Tensor, padding: int, generator: torch.Generator | None 
 
 
 class InMemoryImages(Dataset[tuple[Tensor, int]]):
-    """Grey images held as uint8, handed out a batch at a time.
+    """Grayscale images held as uint8, returned one batch at a time.
 
     A ``DataLoader`` asks for the items of a batch all at once (``__getitems__``), so cropping and
-    normalizing are a few tensor operations per batch instead of per image. Give the loader
-    ``collate_fn=ready_batch``: the batch is complete already. Where images are cropped follows from
-    the indices asked for: a batch has the same crops in whichever process it is made, and a
-    shuffled epoch has others. A single image is cropped by torch's global generator.
+    normalizing take a few tensor operations per batch instead of per image. Give the loader
+    ``collate_fn=ready_batch``, as the batch is already complete. The requested indices determine
+    the crops: a batch has the same crops in whichever process it is made, and a reshuffled epoch
+    has new ones. A single image is cropped with torch's global generator.
 
     Args:
         images: ``(n, height, width)`` uint8.
         labels: ``(n,)`` int64.
         mean: Subtracted from the pixels once they are in [0, 1].
-        std: Divides them afterwards.
-        padding: Pixels around an image before a random crop to its old size; 0 for no crop.
+        std: Divides the pixels after that.
+        padding: Pixels added around an image before a random crop to its old size; 0 for no crop.
 
     Raises:
-        TypeError: Images or labels are no tensors, or a number is none.
-        ValueError: Shapes or dtypes are others, or a number is out of range.
+        TypeError: Images or labels are not tensors, or ``mean``, ``std`` or ``padding`` is not a
+            number of the right type.
+        ValueError: Shapes or dtypes are wrong, or a number is out of range.
 
     Example:
         >>> images = torch.zeros(10, 28, 28, dtype=torch.uint8)
@@ -112,10 +113,11 @@ class InMemoryImages(Dataset[tuple[Tensor, int]]):
 
 
 def _seeded_by(indices: Tensor) -> torch.Generator | None:
-    """A generator for what is drawn for these images.
+    """A generator for the crops of these images.
 
-    The process that trains draws the indices, whoever loads: what follows from them is the same
-    with any number of workers. A single index, always its image's own, is no source of chance.
+    The training process draws the indices, whichever process loads, so that whatever they determine
+    is the same with any number of workers. A single index is always the same for its image, so it
+    cannot be a source of randomness.
     """
     if len(indices) < 2:
         return None
@@ -123,7 +125,7 @@ def _seeded_by(indices: Tensor) -> torch.Generator | None:
 
 
 def ready_batch(batch: Any) -> Any:
-    """The ``collate_fn`` for `InMemoryImages`: gives the batch back as it is.
+    """The ``collate_fn`` for `InMemoryImages`: returns the batch unchanged.
 
     Example:
         >>> ready_batch((torch.zeros(1), torch.ones(1)))

@@ -22,11 +22,11 @@ Part = Literal["train", "val", "test"]
 
 @runtime_checkable
 class DataFrame(Protocol):
-    """What is asked of a DataFrame; those of pandas and of Polars have it."""
+    """The required interface of a DataFrame, which those of pandas and Polars have."""
 
     @property
     def columns(self) -> Any:
-        """The columns' names."""
+        """The column names."""
         ...
 
     def to_numpy(self) -> Any:
@@ -35,39 +35,39 @@ class DataFrame(Protocol):
 
 
 class TableDataModule(LightningDataModule):
-    """A table of numbers for a regression: features in, one column as the target.
+    """A table of numbers for regression, with one column as the target and the rest as features.
 
     Features and target are standardized with the mean and the population standard deviation of the
-    training part; a column that is constant there is divided by 1. Loaders give features
-    ``(batch, num_features)`` and targets ``(batch, 1)``, float32. Multiply by ``target_std`` and
-    add ``target_mean`` to have a prediction in the table's own unit; a routine takes ``target_std``
-    as its ``target_scale``.
+    training part; a column that is constant there is divided by 1. Loaders return features
+    ``(batch, num_features)`` and targets ``(batch, 1)``, float32. Multiply a prediction by
+    ``target_std`` and add ``target_mean`` to get it in the table's own unit; a routine takes
+    ``target_std`` as its ``target_scale``.
 
     Args:
-        path: A text file with a row of numbers a line, separated by white space, commas or
-            semicolons. Its first line may name the columns. Empty lines are passed over. ``~`` is
-            the home folder. Or a DataFrame of numbers, of pandas or Polars. Without either it is
-            the diabetes table of scikit-learn: 442 patients, 10 features, and the progress of the
-            disease after a year.
+        path: A text file with one row of numbers per line, separated by white space, commas or
+            semicolons. Its first line may name the columns. Empty lines are skipped, and ``~`` is
+            the home folder. Or a pandas or Polars DataFrame of numbers. By default, scikit-learn's
+            diabetes table: 442 patients, 10 features, and the progression of the disease after a
+            year.
         target: The target's column, from 0; negative numbers count from the end.
-        batch_size: Rows in a batch of the training.
+        batch_size: Rows in a training batch.
         val_split: Share of the rows for validation.
         test_split: Share of the rows for the test.
         seed: Decides which rows are in which part.
 
     Attributes:
-        num_features: How many features there are, known after ``setup``, as all that follows.
-        names: The columns' names, the features first; numbers where the file has none.
+        num_features: Number of features. Like the attributes below, it is known after ``setup``.
+        names: The column names, features first; numbers if the file has no names.
         target_mean: Mean of the training part's targets.
         target_std: Their population standard deviation.
 
     Raises:
         ImportError: No path was given, and scikit-learn is not installed.
         OSError: The file cannot be read.
-        TypeError: An argument is of the wrong type.
-        ValueError: An argument is out of range; or the file is no text in UTF-8, has a line that is
-            no row of finite numbers or is of another length, too few rows, numbers too large to
-            standardize, or no such column; or a cell of the DataFrame is no finite number.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range; the file is not UTF-8 text, has a line that is not
+            a row of finite numbers or has a different length, too few rows, numbers too large to
+            standardize, or no such column; or a cell of the DataFrame is not a finite number.
 
     Example:
         >>> datamodule = TableDataModule(batch_size=32)
@@ -158,7 +158,7 @@ class TableDataModule(LightningDataModule):
         }
 
     def dataset(self, part: Part) -> TensorDataset:
-        """The standardized features and targets of a part, in ``.tensors``."""
+        """The dataset of a part, with standardized features and targets in ``.tensors``."""
         self.setup()
         if part not in ("train", "val", "test"):
             raise ValueError(f"part={part!r}, wanted 'train', 'val' or 'test'.")
@@ -171,15 +171,15 @@ class TableDataModule(LightningDataModule):
         return DataLoader(data, batch_size=size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Validation rows in their order, all in one batch."""
+        """Validation rows in a fixed order, all in one batch."""
         return self._in_order("val")
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Test rows in their order, all in one batch."""
+        """Test rows in a fixed order, all in one batch."""
         return self._in_order("test")
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The test rows again; their targets come along."""
+        """The test rows again, with their targets."""
         return self._in_order("test")
 
     def _in_order(self, part: Part) -> DataLoader[tuple[Tensor, ...]]:
@@ -188,15 +188,15 @@ class TableDataModule(LightningDataModule):
 
 
 def read_table(path: str | os.PathLike[str]) -> tuple[list[str], Tensor]:
-    r"""The columns' names and the numbers ``(rows, columns)``, float64, of a text file.
+    r"""The column names and the numbers ``(rows, columns)``, float64, of a text file.
 
     Args:
         path: As :class:`TableDataModule` describes it.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no text in UTF-8; a line is no row of finite numbers, or of another length
-            than the first row; or there is no row. The message names the line, counted from 1.
+        ValueError: The file is not UTF-8 text; a line is not a row of finite numbers, or differs in
+            length from the first row; or there is no row. The message names the line, from 1.
 
     Example:
         >>> import tempfile
@@ -241,7 +241,7 @@ def read_table(path: str | os.PathLike[str]) -> tuple[list[str], Tensor]:
 
 
 def _cells(line: str) -> list[str]:
-    """Cells between semicolons, else between commas, else between white space."""
+    """The cells of a line, split at semicolons, else at commas, else at white space."""
     separator = next((mark for mark in ";," if mark in line), None)
     return [cell.strip().strip("\"'") for cell in line.split(separator)]
 

@@ -1,4 +1,4 @@
 """Published experiments, each reproduced by one command.
 
-They use the package and are no part of it: ``python -m mcbn.experiments.uci --help``.
+They use the package, which does not depend on them: ``python -m mcbn.experiments.uci --help``.
 """

@@ -1,10 +1,10 @@
 """Many networks of one shape, trained and sampled as one.
 
-A network of the paper's table has some 3,000 weights; by itself it leaves a processor waiting for
-the next instruction of Python. Here the weights of many are stacked, and every product is a batch
-of products. The leading axis is that of the networks, ``num_configs * num_jobs`` of them, the jobs
-varying fastest. A *job* is a fold or a seed: it has rows of its own and random draws of its own,
-which the configurations share, so that they differ in nothing but their configuration.
+A network of the paper's table has some 3,000 weights; alone, it leaves a processor waiting for
+Python's next instruction. Here the weights of many networks are stacked, and every product is a
+batch of products. The leading axis indexes the ``num_configs * num_jobs`` networks, with the jobs
+varying fastest. A *job* is a fold or a seed: it has its own rows and its own random draws, which
+all configurations share, so that they differ only in their configuration.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class MCBN:
     """Two dense layers, each with batch normalization and ReLU, and a linear output.
 
     Attributes:
-        batch_size: M, of the training and of the draws.
+        batch_size: M, for both the training and the draws.
     """
 
     batch_size: int
@@ -33,9 +33,9 @@ class MCBN:
     def initial(
         self, jobs: int, num_features: int, width: int, generator: torch.Generator
     ) -> list[Tensor]:
-        """Three weights and the output's bias, then gamma, beta of both layers, per job.
+        """Three weights and the output bias, then gamma and beta of both layers, for each job.
 
-        Weights ``(jobs, inputs, outputs)``, all others ``(jobs, 1, outputs)``.
+        Weights are ``(jobs, inputs, outputs)``, all others ``(jobs, 1, outputs)``.
 
         Example:
             >>> params = MCBN(32).initial(5, 6, 50, torch.Generator())
@@ -66,7 +66,7 @@ class MCBN:
         """Predictions ``(networks, num_samples, rows)`` for rows ``(jobs, rows, d)``.
 
         Each sample draws M of its job's training rows ``(jobs, n, d)`` without replacement; both
-        layers are normalized with the biased statistics of these rows.
+        layers normalize with the biased statistics of these rows.
         """
         first, second, last, bias, *norms = params
         configs = len(first) // len(x)
@@ -99,7 +99,7 @@ class MCDropout:
 
     Attributes:
         rate: The probability that a unit is dropped.
-        batch_size: Rows in a batch of the training.
+        batch_size: Rows in a training batch.
     """
 
     rate: float
@@ -108,7 +108,7 @@ class MCDropout:
     def initial(
         self, jobs: int, num_features: int, width: int, generator: torch.Generator
     ) -> list[Tensor]:
-        """Three weights ``(jobs, inputs, outputs)`` and the output's bias ``(jobs, 1, 1)``."""
+        """Three weights ``(jobs, inputs, outputs)`` and the output bias ``(jobs, 1, 1)``."""
         return _weights(jobs, num_features, width, generator)
 
     def forward(self, params: Sequence[Tensor], x: Tensor, generator: torch.Generator) -> Tensor:
@@ -138,7 +138,7 @@ class MCDropout:
 
     def _run(self, params: Sequence[Tensor], x: Tensor, uniform: Tensor) -> Tensor:
         *weights, bias = params
-        # The sign is many times as fast as a comparison that makes booleans.
+        # The sign is many times faster than a comparison that makes booleans.
         kept = (uniform - self.rate).sign_().clamp_(min=0).div_(1 - self.rate)
         masks = kept.split([weight.shape[1] for weight in weights], dim=-1)
         hidden = x.repeat(len(bias) // len(x), 1, 1)
@@ -154,16 +154,16 @@ Method = MCBN | MCDropout
 class Training:
     """Adam on ``0.5 * MSE + 0.5 * decay * ‖W‖²`` of each network, all in step.
 
-    The squares are those of the three weights; each network has its own decay and its own state of
-    Adam. In an epoch the rows of each job come in a new order; an incomplete last batch is dropped.
+    The squared norm covers the three weights; each network has its own decay and its own Adam
+    state. Each epoch takes the rows of each job in a new order and drops an incomplete last batch.
 
     Args:
-        method: What the networks are.
-        params: Those of each job, as ``method.initial`` gives them.
+        method: The kind of network.
+        params: Parameters of each job, as returned by ``method.initial``.
         x: Training rows ``(jobs, n, d)``.
         y: Their targets ``(jobs, n, 1)``.
-        decays: The configurations.
-        generator: Source of the orders and of what the method draws.
+        decays: Weight decays, one for each configuration.
+        generator: Source of the row orders and of the method's draws.
 
     Attributes:
         params: Each ``(networks, …)``.
@@ -198,7 +198,7 @@ class Training:
         self._adam = torch.optim.Adam(self.params, lr=1e-3, fused=True)
 
     def epoch(self) -> None:
-        """A step for each complete batch."""
+        """Make one step for each complete batch."""
         job = torch.arange(len(self.x))[:, None]
         order = _draw_rows(self.x, self.generator)
         for rows in order.split(self.method.batch_size, dim=1):
@@ -218,7 +218,7 @@ class Training:
         self._adam.step()
 
     def keep(self, networks: Tensor) -> None:
-        """Go on with these networks only, as if the others had never been there."""
+        """Continue with these networks only, as if the others had never existed."""
         self.decay = self.decay[networks]
         for param in self.params:
             param.data = param.data[networks]
@@ -230,7 +230,7 @@ class Training:
 class _NormalizedRelu(torch.autograd.Function):
     """relu(gamma * (z - mean) / sqrt(var + eps) + beta), statistics over axis 1, in few passes.
 
-    Autograd's own chain for it takes three times as long.
+    Autograd's own chain takes three times as long.
     """
 
     @staticmethod
@@ -254,7 +254,7 @@ class _NormalizedRelu(torch.autograd.Function):
 
 
 def _weights(jobs: int, num_features: int, width: int, generator: torch.Generator) -> list[Tensor]:
-    """Truncated normal, standard deviation 0.1, cut at twice that."""
+    """Truncated normal with standard deviation 0.1, cut off at twice that."""
     shapes = (num_features, width), (width, width), (width, 1), (1, 1)
     return [
         nn.init.trunc_normal_(
@@ -270,7 +270,7 @@ def _draw_rows(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _chunks(total: int, rows: int) -> Iterator[int]:
-    """Numbers of samples to run at once, that make up the total."""
+    """Numbers of samples to run at once, which add up to the total."""
     most = max(1, _ROWS // rows)
     for start in range(0, total, most):
         yield min(most, total - start)

@@ -1,4 +1,4 @@
-"""The eight tables of the paper: where they are, where they come from, and that they are right."""
+"""The paper's eight tables: where they are stored, where they come from, and their checksums."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _LARGEST = 1 << 23  # bytes
 
 @dataclass(frozen=True)
 class DataSet:
-    """A table, and what the paper's protocol says of it alone.
+    """A table, and what the paper's protocol specifies for it alone.
 
     Attributes:
-        name: Of the row in the paper's table.
-        sha256: Of its numbers, row by row, the target last, as 64-bit little-endian floats; so a
-            file may separate them by whatever it likes. None where any will do.
-        url: Where to fetch it.
+        name: Name of the row in the paper's table.
+        sha256: SHA-256 of its numbers, row by row with the target last, as 64-bit little-endian
+            floats, so that a file may use any separator. None accepts any numbers.
+        url: Where to download it.
         target: The target's column.
-        left_out: Columns that are neither feature nor target.
-        width: Units of a hidden layer.
-        tau_bounds: The search for the observation precision; None for a range of its own.
+        left_out: Columns that are neither features nor the target.
+        width: Units in a hidden layer.
+        tau_bounds: Search range of the noise precision; None for the default range.
     """
 
     name: str
@@ -46,20 +46,21 @@ DATA_SETS = {name: DataSet(name, **fields) for name, fields in tomllib.loads(_TA
 
 
 def load(name: str, root: str | os.PathLike[str] | None = None) -> tuple[DataSet, Tensor, Tensor]:
-    """A table by the name of the paper's row, or by a path.
+    """A table by its name in the paper's table, or by its path.
 
     Args:
-        name: One of ``DATA_SETS``, read from ``root/uci/NAME.txt`` and fetched if it is not there;
-            ``"diabetes"``, the table that comes with scikit-learn; or the path of a file as
-            :func:`mcbn.data.tables.read_table` takes it, the target in the last column.
+        name: One of ``DATA_SETS``, read from ``root/uci/NAME.txt`` and downloaded if missing;
+            ``"diabetes"``, the table that comes with scikit-learn; or the path of a file for
+            :func:`mcbn.data.tables.read_table`, with the target in the last column.
         root: Default: the environment variable ``MCBN_DATA``, else ``data``.
 
     Returns:
-        What is known of it, the features ``(rows, d)`` and the targets ``(rows,)``, float64.
+        The description of the table, the features ``(rows, d)`` and the targets ``(rows,)``, both
+        float64.
 
     Raises:
-        OSError: The file cannot be read, or neither read nor fetched.
-        ValueError: No such name; or the numbers are not those that the paper used.
+        OSError: The file cannot be read or, if it is missing, downloaded.
+        ValueError: The name is unknown, or the numbers are not those that the paper used.
 
     Example:
         >>> data_set, features, target = load("diabetes")
@@ -88,7 +89,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> tuple[DataSet
 
 
 def checksum(features: Tensor, target: Tensor) -> str:
-    """As ``DataSet.sha256`` says.
+    """The checksum defined by ``DataSet.sha256``.
 
     Example:
         >>> checksum(torch.zeros(1, 1), torch.zeros(1))[:8]
@@ -100,7 +101,7 @@ def checksum(features: Tensor, target: Tensor) -> str:
 
 def _read(path: Path | None, data_set: DataSet) -> tuple[Tensor, Tensor]:
     """Features and targets of a file, or of scikit-learn's table."""
-    # Here, since it takes Lightning with it, for which the processes that train have no use.
+    # Imported here because it imports Lightning, which the training processes do not need.
     from mcbn.data.tables import _diabetes, read_table
 
     _, table = read_table(path) if path else _diabetes()

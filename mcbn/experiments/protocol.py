@@ -1,8 +1,8 @@
-"""The protocol of the paper's table: splits, cross-validation, noise, and what is scored.
+"""The protocol of the paper's table: splits, cross-validation, noise and scores.
 
 A *unit* is the smallest piece of work whose result is kept: either the cross-validation of one
-method at one strength on one split, or the test of what was selected there. What a unit computes
-depends on its fields and the table alone, not on the units before it or beside it.
+method at one strength on one split, or the test of the configuration selected there. A unit's
+result depends only on its fields and the table, not on the units before it or beside it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ NUM_BINS = 10
 
 @dataclass(frozen=True)
 class Settings:
-    """What is the same in all units.
+    """Settings shared by all units.
 
     Attributes:
-        num_folds: Of the cross-validation.
-        max_epochs: No training is longer.
-        check_every: Epochs between two looks at the validation folds.
-        patience: Looks without improvement that end a training.
-        num_cv_samples: Samples of a prediction in such a look.
+        num_folds: Number of cross-validation folds.
+        max_epochs: Upper limit on the length of training.
+        check_every: Epochs between two evaluations on the validation folds.
+        patience: Number of evaluations without improvement after which training stops.
+        num_cv_samples: Samples per prediction in such an evaluation.
         num_samples: T, in the search for tau and in the test.
-        seed: Of the initial weights, the orders of the batches and the samples.
+        seed: Seed of the initial weights, the batch orders and the samples.
     """
 
     num_folds: int = 5
@@ -60,12 +60,12 @@ class _Unit:
     """A piece of work.
 
     Attributes:
-        data: The table's name.
-        table: Its checksum.
+        data: Name of the table.
+        table: Checksum of the table.
         method: ``"mcbn"`` or ``"mcdo"``.
         strength: M for MCBN, the rate for MC dropout.
-        split: Its number, the seed of the shuffle.
-        settings: The rest.
+        split: Number of the split, which is the seed of the shuffle.
+        settings: The remaining settings.
     """
 
     data: str
@@ -77,11 +77,11 @@ class _Unit:
 
     @property
     def network(self) -> Method:
-        """What is trained."""
+        """The network to train."""
         return MCBN(int(self.strength)) if self.method == "mcbn" else MCDropout(self.strength)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A generator for this unit and purpose; the decays do not matter to it."""
+        """A generator for this unit and purpose, independent of the decays."""
         parts = self.settings.seed, self.data, self.method, self.strength, self.split, purpose
         digest = hashlib.sha256(repr(parts).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -89,26 +89,26 @@ class _Unit:
 
 @dataclass(frozen=True)
 class Validation(_Unit):
-    """The cross-validation of some weight decays, at one strength, on one split.
+    """The cross-validation of several weight decays, at one strength, on one split.
 
     Attributes:
-        decays: λ, each the configuration of ``num_folds`` networks.
+        decays: Weight decays λ, each the configuration of ``num_folds`` networks.
     """
 
     decays: Sequence[float]
 
     @property
     def num_networks(self) -> int:
-        """How many are trained."""
+        """Number of networks to train."""
         return len(self.decays) * self.settings.num_folds
 
     def run(self, data_set: DataSet, features: Tensor, target: Tensor) -> dict[str, Any]:
         """Train all folds of all decays together, each until it no longer improves.
 
         Returns:
-            ``rmse``, the lowest mean RMSE over the folds, of each decay; ``epochs``, where it was
-            reached; and for the best decay ``tau`` and ``tau_constant``, the precisions that make
-            the mean CRPS of its saved fold models smallest, with and without their variance.
+            ``rmse``, the lowest mean RMSE over the folds for each decay; ``epochs``, when it was
+            reached; and for the best decay ``tau`` and ``tau_constant``, the precisions that
+            minimize the mean CRPS of its saved fold models, with and without their variance.
         """
         settings, network = self.settings, self.network
         folds, configs = settings.num_folds, len(self.decays)
@@ -156,7 +156,7 @@ class Validation(_Unit):
 
     @torch.no_grad()
     def _samples(self, params: Sequence[Tensor], part: _Part, count: int) -> Tensor:
-        # The same draws each time, so that two looks differ by the weights alone.
+        # The same draws each time, so that two evaluations differ only in the weights.
         generator = self.generator("look")
         samples = self.network.sample(params, part.x, part.other_x, count, generator)
         return part.in_unit(samples)
@@ -167,11 +167,11 @@ class Evaluation(_Unit):
     """The selected network, trained on a split's whole training part with several seeds.
 
     Attributes:
-        decay: λ.
-        epochs: How long.
-        tau: Precision of the noise beside the variance of the samples.
-        tau_constant: Precision of the twin with constant uncertainty.
-        num_seeds: How many are trained.
+        decay: Weight decay λ.
+        epochs: Number of training epochs.
+        tau: Noise precision, used with the variance of the samples.
+        tau_constant: Noise precision of the twin with constant uncertainty.
+        num_seeds: Number of networks to train.
     """
 
     decay: float
@@ -182,14 +182,14 @@ class Evaluation(_Unit):
 
     @property
     def num_networks(self) -> int:
-        """How many are trained."""
+        """Number of networks to train."""
         return self.num_seeds
 
     def run(self, data_set: DataSet, features: Tensor, target: Tensor) -> dict[str, Any]:
-        """Train, predict the test part, and score; a list of one value a seed for each score.
+        """Train, predict the test part, and score; each score is a list with one value per seed.
 
         ``std`` and ``error`` hold, for each seed, the mean predicted standard deviation and the
-        root mean squared error of the test rows in ten bins of equal size, from the surest.
+        root mean squared error of the test rows in ten bins of equal size, most certain first.
         """
         runs = [
             {
@@ -204,7 +204,7 @@ class Evaluation(_Unit):
     def predict(
         self, data_set: DataSet, features: Tensor, target: Tensor
     ) -> list[tuple[Tensor, Tensor]]:
-        """Of each seed the samples ``(T, rows)`` for the test part, and the targets ``(rows,)``."""
+        """The samples ``(T, rows)`` and targets ``(rows,)`` of the test part, for each seed."""
         train_rows, test_rows = split_rows(len(features), self.split)
         rows = train_rows.expand(self.num_seeds, -1), test_rows.expand(self.num_seeds, -1)
         part = standardized(features, target, *rows)
@@ -220,7 +220,7 @@ class Evaluation(_Unit):
 
 
 class _Part(NamedTuple):
-    """Training rows of each job, standardized, and others on the same scale, or as they were."""
+    """Standardized training rows of each job, and other rows on the same or their own scale."""
 
     x: Tensor  # (jobs, n, d)
     y: Tensor  # (jobs, n, 1)
@@ -236,7 +236,7 @@ class _Part(NamedTuple):
 
 
 def split_rows(size: int, split: int) -> tuple[Tensor, Tensor]:
-    """The rows of the training and of the test part; the test gets round(0.2 · size).
+    """The rows of the training and the test part; the test part gets round(0.2 · size).
 
     Example:
         >>> [len(rows) for rows in split_rows(308, split=1)]
@@ -250,7 +250,7 @@ def split_rows(size: int, split: int) -> tuple[Tensor, Tensor]:
 def fold_rows(rows: Tensor, folds: int) -> tuple[Tensor, Tensor]:
     """Training and validation rows of each fold, ``(folds, n)`` and ``(folds, m)``.
 
-    All folds are of one size; the few rows that are left over are validated in none.
+    All folds have the same size; the few rows left over are not used for validation.
 
     Example:
         >>> train, val = fold_rows(torch.arange(7), folds=3)
@@ -265,9 +265,9 @@ def fold_rows(rows: Tensor, folds: int) -> tuple[Tensor, Tensor]:
 
 
 def standardized(features: Tensor, target: Tensor, train: Tensor, other: Tensor) -> _Part:
-    """With the mean and the population deviation of each job's training rows, ``(jobs, …)``.
+    """Standardize by the mean and population deviation of each job's training rows, ``(jobs, …)``.
 
-    A feature that is constant there is divided by 1.
+    A feature that is constant in them is divided by 1.
     """
     x, y = features[train], target[train][..., None]
     (x_std, x_mean), (y_std, y_mean) = (
@@ -281,18 +281,18 @@ def standardized(features: Tensor, target: Tensor, train: Tensor, other: Tensor)
 
 
 def scores(samples: Tensor, target: Tensor, tau: float, tau_constant: float) -> dict[str, float]:
-    """What the table is made of, each a mean over the test rows, in the target's unit.
+    """The scores behind the paper's table, each a mean over the test rows, in the target's unit.
 
-    ``crps`` and ``pll`` are the method's: CRPS of the normal distribution with the mean of the
-    samples and their biased variance plus 1/tau, and the log density of the mixture of N(f_t,
-    1/tau). ``…_constant`` are those of N(mean, 1/tau_constant) and ``…_optimum`` those of the best
-    width for each row in hindsight: ``|e|/√(ln 2)`` for CRPS, ``|e|`` for PLL.
+    ``crps`` and ``pll`` are the method's scores: the CRPS of the normal distribution with the mean
+    of the samples and their biased variance plus 1/tau, and the log density of the mixture of
+    N(f_t, 1/tau). ``…_constant`` are those of N(mean, 1/tau_constant), and ``…_optimum`` those of
+    the best width for each row in hindsight: ``|e|/√(ln 2)`` for CRPS, ``|e|`` for PLL.
 
     Args:
         samples: ``(T, rows)``.
         target: ``(rows,)``.
-        tau: Precision of the noise.
-        tau_constant: Precision of the twin with constant uncertainty.
+        tau: Noise precision.
+        tau_constant: Noise precision of the twin with constant uncertainty.
 
     Example:
         >>> samples = torch.tensor([[0.0, 1.0], [2.0, 1.0]]).double()
@@ -318,12 +318,12 @@ def scores(samples: Tensor, target: Tensor, tau: float, tau_constant: float) -> 
 
 
 def error_by_std(samples: Tensor, target: Tensor, tau: float) -> dict[str, list[float]]:
-    """Rows sorted by their predicted deviation and cut in ten: its mean, and the RMS error.
+    """The mean predicted deviation and the RMS error in ten bins of rows sorted by deviation.
 
     Args:
         samples: ``(T, rows)``.
         target: ``(rows,)``.
-        tau: Precision of the noise.
+        tau: Noise precision.
     """
     mean, _, variance = summarise_regression(samples, 1 / tau)
     bins = variance.argsort().tensor_split(NUM_BINS)
@@ -338,8 +338,8 @@ def selected(records: Mapping[Validation, Mapping[str, Any]], num_seeds: int) ->
     """The test of the configuration with the lowest mean RMSE over the folds.
 
     Args:
-        records: What the cross-validations of one method on one split have found.
-        num_seeds: Of the test.
+        records: Results of the cross-validations of one method on one split.
+        num_seeds: Number of networks to train for the test.
     """
     unit, record = min(records.items(), key=lambda item: min(item[1]["rmse"]))
     best = record["rmse"].index(min(record["rmse"]))
@@ -359,5 +359,5 @@ def selected(records: Mapping[Validation, Mapping[str, Any]], num_seeds: int) ->
 
 
 def _networks(configs: Tensor, jobs: int) -> Tensor:
-    """The numbers of all networks of these configurations."""
+    """The indices of all networks of these configurations."""
     return (configs.reshape(-1, 1) * jobs + torch.arange(jobs)).flatten()

@@ -1,4 +1,4 @@
-"""Results on disk: none is lost when the program is killed, and none is counted twice."""
+"""Results on disk: none is lost if the program is killed, and none is counted twice."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mcbn.data.files import expanded
 
 
 class Journal:
-    """What has been computed, a line a unit of work, appended as it comes.
+    """The results so far, one line per unit of work, appended as they arrive.
 
-    A line that was cut short, because the program was killed while it wrote, is dropped when the
-    journal is opened again: its unit is computed anew. A unit is known by all of its fields, so a
-    result is never taken for that of other settings, and one journal can serve many runs.
+    A line cut short because the program was killed while writing it is dropped when the journal is
+    opened again, and its unit is computed anew. A unit is identified by all of its fields, so a
+    result is never mistaken for that of other settings, and one journal can serve many runs.
 
     Args:
-        path: The file; it is made with the first line.
+        path: The file; it is created with the first line.
 
     Raises:
-        ValueError: A line other than the last is no entry of a journal.
+        ValueError: A line other than the last is not a journal entry.
 
     Example:
         >>> import tempfile
@@ -57,7 +57,7 @@ class Journal:
                 ) from error
 
     def get(self, unit: Any) -> dict[str, Any] | None:
-        """The result of a unit, a dataclass; None if there is none yet."""
+        """Return the result of a unit, a dataclass; None if there is none yet."""
         return self._records.get(_key(_fields(unit)))
 
     def add(self, unit: Any, result: Mapping[str, Any]) -> None:
@@ -69,7 +69,7 @@ class Journal:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
-        # As the next reader will find it.
+        # Store it as the next reader will find it.
         entry = json.loads(line)
         self._records.setdefault(_key(entry["unit"]), entry["result"])
 

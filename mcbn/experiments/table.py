@@ -1,4 +1,4 @@
-"""From the scores of the runs to the paper's table, and the table that was published."""
+"""The paper's table, computed from the scores of the runs, and its published values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def normalized(runs: Runs, score: str) -> Tensor:
     0 is the twin with constant uncertainty, 100 the best width for each row in hindsight.
 
     Args:
-        runs: Of one method on one data set: by name, a list of seeds for each split.
+        runs: Scores by name, of one method on one data set: for each split, a list over the seeds.
         score: ``"crps"`` or ``"pll"``.
 
     Example:
@@ -49,9 +49,9 @@ def normalized(runs: Runs, score: str) -> Tensor:
 
 
 def standard_error(values: Tensor) -> float:
-    """Of the mean of all values, from the spread of the splits; NaN for a single one.
+    """Standard error of the mean of all values, from the spread of the splits; NaN for one split.
 
-    The seeds of a split share their test rows, so only the splits' own means count as independent.
+    The seeds of a split share their test rows, so only the means of the splits are independent.
 
     Args:
         values: ``(splits, seeds)``, or ``(splits,)``.
@@ -65,17 +65,17 @@ def standard_error(values: Tensor) -> float:
 
 
 def sign_flip_test(values: Tensor, num_flips: int = 1 << 14) -> float:
-    """How often the mean would be as far from 0 by chance, if values and -values were as likely.
+    """The p-value of the mean, if each value and its negative were equally likely.
 
     Fisher's paired permutation test, *The design of experiments*, 1935, section 21: each value, a
-    difference of two scores that is independent of the others, gets the one or the other sign; p is
-    the share of the means that are at least as far from 0 as the one found. Two-sided, and free of
-    any assumption on the distribution but its symmetry.
+    difference of two scores that is independent of the others, gets either sign; p is the share of
+    the means that are at least as far from 0 as the observed one. The test is two-sided and assumes
+    nothing about the distribution except its symmetry.
 
     Args:
         values: The differences, of any shape.
-        num_flips: The signs are drawn that often if there are more ways to choose them; otherwise
-            all ways are taken, and p is exact. Of five values, it is at least 2 / 32.
+        num_flips: Number of random draws of all signs, if there are more ways to choose them;
+            otherwise all ways are used and p is exact. For five values, p is at least 2 / 32.
 
     Example:
         >>> sign_flip_test(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
@@ -92,19 +92,19 @@ def sign_flip_test(values: Tensor, num_flips: int = 1 << 14) -> float:
         generator = torch.Generator().manual_seed(0)
         coins = torch.rand(num_flips, len(values), generator=generator, dtype=torch.float64)
     means = torch.where(coins < 0.5, -values, values).sum(1).abs()
-    # A rounding error more or less is no difference.
+    # Do not count a rounding error as a difference.
     count = (means >= values.sum().abs() * (1 - 1e-9)).sum().item()
-    # Among signs that are drawn, those that were found count as one draw more.
+    # With random signs, the observed ones count as one more draw.
     return count / len(means) if exact else (1 + count) / (1 + num_flips)
 
 
 def score_table(results: Mapping[str, Mapping[str, Any]]) -> Tables:
-    """The normalized scores, a row a data set and method, and a second table with the RMSE.
+    """The normalized scores, one row per data set and method, and a second table with the RMSE.
 
-    A cell is a mean ± its standard error over the splits, and beside it is the published value.
+    A cell is a mean ± its standard error over the splits, with the published value beside it.
 
     Args:
-        results: By the name of the data set, as :mod:`mcbn.experiments.uci` writes them.
+        results: Results by data set name, as written by :mod:`mcbn.experiments.uci`.
     """
     scores, errors = [], []
     for name, methods in sorted(results.items()):
@@ -131,7 +131,7 @@ def score_table(results: Mapping[str, Mapping[str, Any]]) -> Tables:
 
 
 def selection_table(results: Mapping[str, Mapping[str, Any]]) -> Tables:
-    """What the cross-validation chose: M or the rate on each split, the range of λ and of epochs.
+    """What cross-validation selected: M or rate for each split, and the range of λ and of epochs.
 
     Args:
         results: As for :func:`score_table`.

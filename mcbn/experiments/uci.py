@@ -1,29 +1,29 @@
-r"""The paper's regression table, by one command.
+r"""The paper's regression table, in one command.
 
 ::
 
     python -m mcbn.experiments.uci                      # all eight tables, the paper's grid
     python -m mcbn.experiments.uci yacht boston         # two of them
-    python -m mcbn.experiments.uci my_table.csv         # one of yours, the target last
+    python -m mcbn.experiments.uci my_table.csv         # a table of yours, target last
     python -m mcbn.experiments.uci --help               # grid, splits, seeds, processes
 
-Data sets are read from ``MCBN_DATA/uci/NAME.txt`` (``--root``), and fetched if they are not there.
-On each of five random splits, networks for all weight decays λ and all M (MCBN) or rates (MC
-dropout) are trained on five folds until they no longer improve. Where the mean error over the folds
-is lowest, the precision τ of the noise is found with the same fold models, once for the method and
-once for its twin with constant uncertainty. Five networks with these settings are then trained on
-the whole training part, and scored on the test part. :mod:`mcbn.experiments.protocol` has it all.
+Data sets are read from ``MCBN_DATA/uci/NAME.txt`` (``--root``) and downloaded if missing. On each
+of five random splits, networks for all weight decays λ and all M (MCBN) or rates (MC dropout) are
+trained on five folds until they no longer improve. For the settings with the lowest mean error over
+the folds, the noise precision τ is found with the same fold models, once for the method and once
+for its twin with constant uncertainty. Five networks with these settings are then trained on the
+whole training part and scored on the test part. :mod:`mcbn.experiments.protocol` has the details.
 
-Every cross-validation and every test is kept in a journal as soon as it is there (``OUT`` with the
-ending ``.jsonl``). A run that was killed goes on where it was when the same command is given again;
-a run with another grid takes from the journal what it can use. The result file (``--out``) is the
-same, whether the run was interrupted or not, and however many processes it had; it keeps the data
-sets of earlier runs. On a terminal a bar shows the time left.
+Each cross-validation and each test is saved to a journal as soon as it is done (``OUT`` with the
+suffix ``.jsonl``). If a run is killed, the same command continues it where it stopped; a run with a
+different grid reuses what it can from the journal. The result file (``--out``) does not depend on
+interruptions or on the number of processes, and it keeps the data sets of earlier runs. On a
+terminal, a progress bar shows the time left.
 
 The results that come with the package took 61 minutes on two cores for the five small tables
-(Yacht, Boston, Energy, Concrete, Wine) with the whole grid, and 50 for the three large ones with a
-part of it. With all of it, we estimate hours for Kin8nm and Power, and more than a day for Protein.
-A minute's look at how it goes::
+(Yacht, Boston, Energy, Concrete, Wine) with the whole grid, and 50 minutes for the three large ones
+with part of it. For the whole grid, we estimate hours for Kin8nm and Power, and more than a day for
+Protein. For a one-minute trial::
 
     python -m mcbn.experiments.uci yacht --splits 1 --seeds 2 --max-epochs 200 \
         --decays 1e-3 --batch-sizes 32 --rates 0.05
@@ -67,15 +67,15 @@ Advance = Callable[[int, bool], object]
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is tried, and how often.
+    """The grid, and the numbers of splits and seeds.
 
     Attributes:
-        decays: λ.
-        batch_sizes: M of MCBN; those that are not below a fold's training rows are left out.
-        rates: Of MC dropout.
-        num_splits: Random splits, with the seeds 1 to num_splits.
-        num_seeds: Networks that are trained on each of them.
-        settings: The rest.
+        decays: Weight decays λ.
+        batch_sizes: M for MCBN; values not below the number of a fold's training rows are skipped.
+        rates: Dropout rates for MC dropout.
+        num_splits: Number of random splits, with the seeds 1 to ``num_splits``.
+        num_seeds: Number of networks trained for the test on each split.
+        settings: The remaining settings.
     """
 
     decays: Sequence[float] = tuple(float(f"1e-{power}") for power in range(1, 16))
@@ -90,7 +90,7 @@ class Configuration:
         check_count("num_seeds", self.num_seeds)
 
     def validations(self, name: str, table: str, rows: int) -> Iterator[list[Validation]]:
-        """The cross-validations of a table, those of one method and split together."""
+        """The cross-validations of a table, grouped by method and split."""
         in_fold = rows - round(0.2 * rows)
         in_fold -= in_fold // self.settings.num_folds
         sizes = [size for size in self.batch_sizes if size < in_fold]
@@ -118,19 +118,19 @@ def run(
     processes: int = 1,
     advance: Advance | None = None,
 ) -> dict[str, Any]:
-    """Compute what the journal lacks, data set after data set, and write the result file.
+    """Compute what the journal lacks, one data set after another, and write the result file.
 
     Args:
-        sources: As for :func:`mcbn.experiments.data.load`.
-        configuration: The grid and the rest.
+        sources: Names or paths for :func:`mcbn.experiments.data.load`.
+        configuration: The grid, and the numbers of splits and seeds.
         out: The result file; the journal is beside it.
-        root: Where the tables are.
-        processes: How many units are computed at a time; each has one thread.
-        advance: Called for each unit that is done, with the rows of its networks' data in all,
-            and whether it was done before.
+        root: Folder of the tables.
+        processes: Number of units computed at a time, each in one thread.
+        advance: Called for each finished unit with the total rows of its networks' data, and
+            whether it was done before.
 
     Returns:
-        The results, by the name of the data set.
+        The results by data set name.
     """
     out = expanded(out)
     journal, advance = Journal(out.with_suffix(".jsonl")), advance or (lambda *_: None)
@@ -154,13 +154,13 @@ def run(
 
 
 def read_results(path: str | os.PathLike[str] = RESULTS) -> dict[str, Any]:
-    """The data sets of a result file, by name; by default of that which comes with the package.
+    """The data sets in a result file, by name; by default, the file that comes with the package.
 
-    Each holds the number of its rows, its configuration, the versions, and by method:
+    Each holds its number of rows, its configuration, the versions, and for each method:
     ``selected``: strength (M or rate), decay, epochs, tau and tau_constant of each split;
     ``runs``: each score of :func:`mcbn.experiments.protocol.scores`, ``[split][seed]``;
-    ``std`` and ``error``: the bins of :func:`mcbn.experiments.protocol.error_by_std`, mean over the
-    runs; ``grid``: the lowest RMSE of the cross-validation, ``[split][strength][decay]``.
+    ``std`` and ``error``: the bins of :func:`mcbn.experiments.protocol.error_by_std`, averaged over
+    the runs; ``grid``: the lowest RMSE of the cross-validation, ``[split][strength][decay]``.
 
     Example:
         >>> "yacht" in read_results()
@@ -172,12 +172,12 @@ def read_results(path: str | os.PathLike[str] = RESULTS) -> dict[str, Any]:
 def stored_tests(
     name: str, method: str, results: Mapping[str, Any] | None = None
 ) -> list[Evaluation]:
-    """The tests behind a row of the results, one a split, to be run again.
+    """The tests behind a row of the results, one per split, ready to run again.
 
     Args:
-        name: The data set.
+        name: Name of the data set.
         method: ``"mcbn"`` or ``"mcdo"``.
-        results: As :func:`read_results` gives them, its default if there are none.
+        results: What :func:`read_results` returns; by default, it is called without arguments.
 
     Example:
         >>> test = stored_tests("yacht", "mcbn")[0]
@@ -202,8 +202,8 @@ def stored_tests(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    # Here, since it takes Lightning with it, for which the processes that train have no use.
+    """Run the command line."""
+    # Imported here because it imports Lightning, which the training processes do not need.
     from mcbn.experiments.table import score_table
 
     options = _parser().parse_args(arguments)
@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         task = progress.add_task(names, total=total)
 
         def advance(rows: int, done_before: bool) -> None:
-            if done_before:  # it must not make the others seem as fast
+            if done_before:  # must not count toward the speed of the others
                 progress.update(task, total=(progress.tasks[task].total or 0) - rows)
             else:
                 progress.advance(task, rows)
@@ -287,7 +287,7 @@ def _entry(
     tests: Sequence[Evaluation],
     journal: Journal,
 ) -> dict[str, Any]:
-    """What the result file says of a data set."""
+    """The entry of a data set in the result file."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     entry: dict[str, Any] = {"configuration": asdict(configuration), "versions": versions}
     for method in METHODS:
@@ -313,7 +313,7 @@ _BINNED = ("std", "error")
 
 
 def _write(out: Path, name: str, entry: Mapping[str, Any]) -> None:
-    """Put a data set into the result file, a line a data set, six digits a number."""
+    """Put a data set into the result file: one line per data set, six digits per number."""
     results = {**(read_results(out) if out.exists() else {}), name: _rounded(entry)}
     lines = [f"{json.dumps(name)}: {json.dumps(results[name])}" for name in sorted(results)]
     write_whole(out, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
@@ -334,7 +334,7 @@ def _finish(
     compute: Compute,
     advance: Advance,
 ) -> None:
-    """Have the journal hold them all."""
+    """Compute the units that the journal lacks."""
     rows, missing = len(task[2]), [unit for unit in units if journal.get(unit) is None]
     for unit in units:
         if unit not in missing:
@@ -346,7 +346,7 @@ def _finish(
 
 @contextmanager
 def _workers(processes: int) -> Iterator[Compute]:
-    """A function from units to them with their results, in the order in which they come."""
+    """A function that yields units with their results, in order of completion."""
     if processes < 2:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -371,7 +371,7 @@ def _workers(processes: int) -> Iterator[Compute]:
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    # One that was killed cannot tell its workers to stop.
+    # A parent that was killed cannot tell its workers to stop.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
