@@ -110,7 +110,7 @@ def mixture_log_likelihood(predictions: Tensor, tau: float, target: Tensor) -> T
 
     Args:
         predictions: ``(num_estimators, batch, …)``.
-        tau: Precision of the observations, 1 / (unit of the target)².
+        tau: Noise precision, 1 / (unit of the target)².
         target: ``(batch, …)``.
 
     Raises:

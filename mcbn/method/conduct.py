@@ -1,8 +1,8 @@
-"""Whether a network does more than turn its inputs into outputs, as plain passes show it.
+"""Checks in plain passes whether a network does more than turn inputs into outputs.
 
-What writes into its inputs, keeps something of a pass, or draws from generators that are not
-PyTorch's, does so once a pass. Several estimators at once would be one pass: such a network takes
-the plain loop.
+A network that writes into its inputs, keeps something of a pass, or draws from generators other
+than PyTorch's does so once per pass. Several estimators at once would be a single pass, so such a
+network takes the plain loop.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _OF_EVERY_MODULE = vars(nn.Module()).keys()
 class Conduct(TorchFunctionMode):
     """Compares what a network can reach before and after a pass.
 
-    As a context of a plain pass it also notes the tensors that come out of each function, to see
-    which ones somebody keeps: in a hook's list, say, or a global variable.
+    As the context of a plain pass it also notes the tensors that each function returns, to find
+    those that are kept: in a hook's list, say, or a global variable.
 
     Args:
         model: The network.
@@ -45,13 +45,13 @@ class Conduct(TorchFunctionMode):
         self.noted: list[weakref.ref[Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note what comes out."""
+        """Note the returned tensors."""
         result = func(*args, **(kwargs or {}))
         self.noted += map(weakref.ref, tensors_of(result))
         return result
 
     def fault(self) -> str | None:
-        """What the network did beside its output, in words; None if it did nothing."""
+        """What the network did besides its output, in words; None if nothing."""
         if _random_states() != self.states:
             return "the network draws random numbers from Python or NumPy"
         kept = _kept(self.model)
@@ -60,7 +60,7 @@ class Conduct(TorchFunctionMode):
                 return f"the network keeps something of a pass, in {name}"
         if self._any_survives():
             return "the network keeps a tensor of a pass"
-        # Some writes leave a trace and no other value, some a value and no trace.
+        # Some writes leave a trace but change no value, others change a value without a trace.
         if trace_of(self.given) != self.trace or not same(self.given, self.inputs):
             return "the network writes into its input"
         return None
@@ -74,12 +74,12 @@ class Conduct(TorchFunctionMode):
             return any(id(ref()) not in known for ref in self.noted)
 
         if survivors():
-            gc.collect()  # a cycle of references keeps them for a while
+            gc.collect()  # a reference cycle may keep them for a while
         return survivors()
 
 
 def _kept(model: nn.Module) -> dict[str, Any]:
-    """For each place in which a module keeps something, what changes when that does."""
+    """For each place where a module keeps something, a trace that changes with it."""
     traces: dict[str, Any] = {}
     for prefix, module in model.named_modules():
         own = {name: v for name, v in vars(module).items() if name not in _OF_EVERY_MODULE}
@@ -94,28 +94,28 @@ def _random_states() -> tuple[Any, ...]:
 
 
 class Snapshot:
-    """What a network keeps of its own, to be put back after a run that was not a plain pass.
+    """A network's own state, to be restored after a run that was not a plain pass.
 
     Args:
-        modules: Its modules. Another thread may fit them meanwhile: statistics are left alone.
-        conditions: How it is called.
+        modules: Its modules. Another thread may fit them meanwhile, so statistics are left alone.
+        conditions: How the network is called.
     """
 
     def __init__(self, modules: Sequence[nn.Module], conditions: Any) -> None:
         self.modules, self.conditions = modules, conditions
         self.attributes = [itemgetter(*vars(m).keys() - {"_buffers"}) for m in modules]
-        # While these are held, the id of one is that of no other object.
+        # While these are held, no other object can have the id of one of them.
         self.held = [({**vars(module)}, _own_buffers(module)) for module in modules]
         self.marks = self.current_marks()
         self.tensors = [
             tensor
             for attributes, buffers in self.held
             for tensor in (*attributes["_parameters"].values(), *buffers.values())
-            if tensor is not None and not tensor.is_inference()  # of those no writes are counted
+            if tensor is not None and not tensor.is_inference()  # these do not count writes
         ]
 
     def current_marks(self) -> list[Any]:
-        """What is another list when an attribute, a flag or a buffer is another object."""
+        """A list that changes when an attribute, a flag or a buffer becomes another object."""
         marks: list[Any] = []
         for module, attributes in zip(self.modules, self.attributes, strict=True):
             own = vars(module)
@@ -129,12 +129,12 @@ class Snapshot:
         return marks
 
     def holds_for(self, modules: Sequence[nn.Module], conditions: Any) -> bool:
-        """Whether these are the same modules, as they were, and are called in the same way."""
+        """Whether these are the same modules, unchanged and called in the same way."""
         called_alike = self.conditions == conditions
         return called_alike and self.modules == modules and self.current_marks() == self.marks
 
     def versions(self) -> list[int]:
-        """What is another list after a write into a parameter or a buffer."""
+        """A list that changes after a write into a parameter or a buffer."""
         return [tensor._version for tensor in self.tensors]
 
     def restore(self) -> None:
@@ -151,5 +151,5 @@ class Snapshot:
 
 
 def _own_buffers(module: nn.Module) -> dict[str, Any]:
-    # By items(), as one that is being fitted notes who asks for a buffer by its name.
+    # Through items(), as a layer that is being fitted notes requests for a buffer by name.
     return {name: b for name, b in module._buffers.items() if name not in ("mc_mean", "mc_var")}

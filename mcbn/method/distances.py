@@ -1,4 +1,4 @@
-"""How far drawn statistics lie from those of the training, and a warning where that is too far."""
+"""How far drawn statistics are from the trained ones, and a warning if they are too far."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from mcbn.method.statistics import Pair, batch_norms
 
-# Trained standard deviations. A short training's own data are some off; unscaled pixels, hundreds.
+# In trained standard deviations. After short training its own data are a few off, unscaled pixels
+# hundreds.
 _FAR = 100.0
 
 
 def warn_if_unfit(model: nn.Module, drawn: Mapping[Any, Pair]) -> None:
-    """Warn of statistics that no draw of the training data can have given."""
+    """Warn about statistics that cannot come from a draw of the training data."""
     names, (shift, *_) = distances(model, drawn)
     if not names or not shift.max() > _FAR:
         return
@@ -30,9 +31,9 @@ def warn_if_unfit(model: nn.Module, drawn: Mapping[Any, Pair]) -> None:
 
 
 def distances(model: nn.Module, drawn: Mapping[Any, Pair]) -> tuple[list[str], Tensor]:
-    """The layers that hold trained statistics, and shift, spread and scale ``(3, layers)``.
+    """The layers that hold trained statistics, and their shift, spread, scale ``(3, layers)``.
 
-    They are what `mcbn.diagnostics.FitReport` says.
+    They are defined in `mcbn.diagnostics.FitReport`.
     """
     rows = {
         name: _of_layer(layer, *drawn[layer])
@@ -44,7 +45,7 @@ def distances(model: nn.Module, drawn: Mapping[Any, Pair]) -> tuple[list[str], T
 
 
 def _is_trained(layer: Any) -> bool:
-    """Whether a layer has running statistics that are not those it began with."""
+    """Whether a layer has running statistics other than its initial ones."""
     if layer.running_mean is None or layer.running_var is None:
         return False
     return bool((layer.running_mean != 0).any() or (layer.running_var != 1).any())

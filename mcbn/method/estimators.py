@@ -1,9 +1,10 @@
-"""All estimators of a network, in less time than one after another.
+"""Runs all estimators of a network, in less time than one after another.
 
-``torch.vmap`` carries the axis of the estimators: each of its operations has a rule or raises, and
-what does not depend on an estimator it computes once. As many run at once as fit into a budget of
-memory; what the network computes before they differ, the first of these chunks computes for all
-(:class:`Prefix`). Where vmap cannot run, the plain loop takes over: one pass after another.
+``torch.vmap`` carries the estimator axis: each operation has a batching rule or raises, and
+whatever does not depend on the estimator is computed once. As many estimators run at once as fit
+into a memory budget; the first of these chunks computes for all of them what the network does
+before they differ (:class:`Prefix`). Where vmap cannot run, the plain loop takes over: one pass
+after another.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ from mcbn.method.statistics import (
 )
 from mcbn.method.tree import leaves, tensors_of, tree_map
 
-# Where an operation has no rule, vmap runs it for each estimator, and that is all right here.
+# Where an operation has no rule, vmap runs it for each estimator, which is fine here.
 warnings.filterwarnings("ignore", "There is a performance drop because we have not yet impl")
 
 
 @dataclass
 class Plan:
-    """What is known of how a network runs.
+    """What is known about how a network runs.
 
     Attributes:
         loop_reason: Why the last prediction took the plain loop; None if it did not.
-        loops: Whether the next one takes it without trying anything else.
-        snapshot: What the network was like, and how it was called, the last time without the loop.
-        growth: Bytes of the largest normalized activation for each byte of input. Before anything
-            is known of the network, its activations are taken to be large.
-        pooled: The layers with a max-pooling behind them, if known.
+        loops: Whether the next prediction takes it without trying anything else.
+        snapshot: The network's state, and how it was called, the last time without the loop.
+        growth: Bytes of the largest normalized activation per byte of input. Before anything is
+            known about the network, its activations are assumed to be large.
+        pooled: The layers followed by max pooling, if known.
     """
 
     loop_reason: str | None = None
@@ -56,18 +57,18 @@ class Plan:
     pooled: set[_BatchNorm] | None = None
 
     def learn(self, run: Substitution, nbytes: int) -> None:
-        """Remember of a run with inputs of so many bytes what helps the next one."""
+        """Remember what a run with ``nbytes`` of inputs tells about the next one."""
         self.growth = run.largest / max(1, nbytes)
         if self.pooled is None and run.waiting:
             self.pooled = run.pooled
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what concerns this network alone, in a copy or a file."""
+        """Leave out of a copy or a file what concerns this network alone."""
         return {**vars(self), "snapshot": None}
 
 
 class Wrapper(Protocol):
-    """What a prediction needs to know of the wrapper."""
+    """What a prediction needs to know about the wrapper."""
 
     model: nn.Module
     num_estimators: int
@@ -79,13 +80,13 @@ class Wrapper(Protocol):
 
 
 class Estimators(Substitution):
-    """Puts in statistics that were drawn before, of one estimator or of several under vmap.
+    """Substitutes drawn statistics, of one estimator or of several under vmap.
 
     Args:
-        drawn: For each layer and each call of it, a mean and a variance ``(num_features,)``; of
-            several estimators without gradients, also the scale and the shift that these come to
-            with the layer's own weight, bias and eps.
-        others: For :class:`Substitution`.
+        drawn: For each layer and each call of it, a mean and a variance ``(num_features,)``; for
+            several estimators without gradients, also the resulting scale and shift with the
+            layer's own weight, bias and eps.
+        others: Passed to :class:`Substitution`.
     """
 
     def __init__(self, drawn: Mapping[Any, Sequence[tuple[Tensor, ...]]], *others: Any) -> None:
@@ -93,7 +94,7 @@ class Estimators(Substitution):
         self.drawn = drawn
 
     def statistics(self, layer: Any, call: int, handed: Handover) -> tuple[Tensor, Tensor, Any]:
-        """Those of this call; RuntimeError where none were drawn."""
+        """The statistics of this call; RuntimeError if none were drawn."""
         calls = self.drawn[layer]
         if call >= len(calls):
             raise called_otherwise(layer, call + 1, len(calls))
@@ -122,11 +123,11 @@ def _run(
     prefix: Prefix | None = None,
     waiting: Iterable[_BatchNorm] = (),
 ) -> tuple[Any, Estimators]:
-    """A pass for some estimators: the output with their axis, and what it was run with."""
+    """Run a pass for some estimators: return the output with their axis, and the run."""
     args, kwargs = inputs
     numbers = {layer: _numbers(layer, start, start + count) for layer in layers.values()}
     flat = [number for calls in numbers.values() for call in calls for number in call]
-    # vmap takes and returns tensors only: what they stood in is kept aside, and filled again.
+    # vmap takes and returns only tensors: their containers are set aside and filled again.
     aside: list[Any] = []
 
     def one(flat: list[Tensor]) -> list[Tensor]:
@@ -146,7 +147,7 @@ def _run(
         tensors = [tensor.unsqueeze(0) for tensor in one([number[0] for number in flat])]
         _check_recomputation(*aside)
     else:
-        # What a checkpoint saves under vmap cannot be used after it.
+        # What a checkpoint saves under vmap cannot be used afterwards.
         with torch.autograd.graph.disable_saved_tensors_hooks("it saves tensors in its own way"):
             tensors = torch.vmap(one, randomness="different")(flat)
     run, output = aside
@@ -155,7 +156,7 @@ def _run(
 
 
 def _numbers(layer: Any, start: int, stop: int) -> list[tuple[Tensor, ...]]:
-    """For each call, what :class:`Estimators` needs of so many of them."""
+    """For each call, what :class:`Estimators` needs for estimators ``start`` to ``stop``."""
     numbers = layer.mc_mean[start:stop], layer.mc_var[start:stop]
     if stop - start > 1 and not torch.is_grad_enabled():
         own = layer._parameters
@@ -164,7 +165,7 @@ def _numbers(layer: Any, start: int, stop: int) -> list[tuple[Tensor, ...]]:
 
 
 def _check_recomputation(run: Substitution, output: Any) -> None:
-    """Raise RuntimeError where a backward pass would run a layer again, with other statistics."""
+    """Raise RuntimeError if a backward pass would rerun a layer with other statistics."""
     if not run.ran_without_grad:
         return
     seen, nodes = set[Any](), [t.grad_fn for t in tensors_of(output) if t.grad_fn is not None]
@@ -181,16 +182,16 @@ def _check_recomputation(run: Substitution, output: Any) -> None:
 
 
 def predict(mc: Wrapper, layers: Layers, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The network's output, every tensor of it with a leading axis ``num_estimators``.
+    """The network's output, with a leading axis ``num_estimators`` on every tensor.
 
-    At most so many estimators run at once that their largest activation stays below the wrapper's
-    ``chunk_bytes``; one always does. Its plan is brought up to date.
+    The wrapper's ``chunk_bytes`` limits the largest activation of the estimators that run at once,
+    but at least one always runs. The wrapper's plan is updated.
 
     Raises:
         RuntimeError: A layer is called more often than in ``fit``, or would run in a backward pass.
-        TypeError: The output holds something that is no tensor.
-        ValueError: A layer gets another number of channels than its own, or the output has another
-            shape or structure for each estimator.
+        TypeError: The output holds something that is not a tensor.
+        ValueError: A layer gets the wrong number of channels, or the output's shape or structure
+            differs between estimators.
     """
     plan, inputs, modules = mc._plan, Inputs(args, kwargs), list(mc.model.modules())
     reason, loops = plan.loop_reason if plan.loops else _why_loop(modules), plan.loops
@@ -201,7 +202,7 @@ def predict(mc: Wrapper, layers: Layers, args: tuple[Any, ...], kwargs: dict[str
             snapshot = Snapshot(modules, inputs.conditions)
         versions = snapshot.versions()
         try:
-            # What is called in another way than the last time may do other things.
+            # A network called in another way than last time may do other things.
             conduct = None if known else Conduct(mc.model, inputs.given)
             given = inputs.given if conduct is None else conduct.given
             output = _in_chunks(mc, layers, plan, given, inputs.nbytes)
@@ -216,7 +217,7 @@ def predict(mc: Wrapper, layers: Layers, args: tuple[Any, ...], kwargs: dict[str
                 raise _DoesMore(fault)
         except BaseException as error:
             snapshot.restore()
-            is_a_stop = type(error).__module__ == "torch.utils.checkpoint"  # of one around mcbn
+            is_a_stop = type(error).__module__ == "torch.utils.checkpoint"  # one around mcbn
             if is_a_stop or not isinstance(error, Exception):
                 raise
             if inputs.written():
@@ -224,7 +225,7 @@ def predict(mc: Wrapper, layers: Layers, args: tuple[Any, ...], kwargs: dict[str
                     "the network writes into its input, as it did not in fit; build the wrapper "
                     "with path='loop'."
                 ) from error
-            # If it is not vmap's, the loop raises it as well.
+            # If the error is not vmap's, the loop raises it as well.
             reason, loops = _first_sentence(error), not isinstance(error, _DoesMore)
         else:
             plan.loop_reason, plan.snapshot = None, snapshot
@@ -235,7 +236,7 @@ def predict(mc: Wrapper, layers: Layers, args: tuple[Any, ...], kwargs: dict[str
 
 
 class _DoesMore(RuntimeError):
-    """What the network did this time it may not do the next time."""
+    """The network did something this time that it may not do next time."""
 
 
 def _loop(mc: Wrapper, layers: Layers, given: Any) -> Any:
@@ -247,7 +248,7 @@ def _loop(mc: Wrapper, layers: Layers, given: Any) -> Any:
     return _joined(outputs)
 
 
-# Measured on two cores: activations beyond this leave the cache. On a GPU launches are what costs.
+# Measured on two cores: larger activations leave the cache. On a GPU, launches dominate the cost.
 _CHUNK_BYTES_CPU = 8 << 20
 _CHUNK_BYTES_ELSEWHERE = 1 << 30
 
@@ -264,7 +265,7 @@ def _in_chunks(mc: Wrapper, layers: Layers, plan: Plan, given: Any, nbytes: int)
         chunk = -(-left // num_chunks)
         pooled = layers.values() if plan.pooled is None else plan.pooled
         waiting = pooled if worth_deferring(chunk * one) else ()
-        # In inference mode tensors do not count how often they are written into.
+        # In inference mode, tensors do not count writes.
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
             if chunk < mc.num_estimators:
                 prefix = prefix if prefix is not None and prefix.restart() else Prefix(given)
@@ -276,10 +277,10 @@ def _in_chunks(mc: Wrapper, layers: Layers, plan: Plan, given: Any, nbytes: int)
 
 
 def _why_loop(modules: Sequence[nn.Module]) -> str | None:
-    """Why this prediction takes the plain loop, if that can be said beforehand."""
+    """Why this prediction takes the plain loop, if that is known in advance."""
     if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
         return "autocast chooses other precisions under vmap"
-    # The hooks on all modules have no public name.
+    # Global hooks have no public name.
     everywhere = nn.modules.module
     hooks = [*everywhere._global_forward_hooks.values()]
     hooks += everywhere._global_forward_pre_hooks.values()
@@ -306,7 +307,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.
 
 
 def _check_leaves(output: Any) -> None:
-    """Raise TypeError for what may hide a tensor, and could not get the axis of the estimators."""
+    """Raise TypeError for objects that may hide a tensor, which would lack the estimator axis."""
     for path, leaf in leaves(output):
         if not isinstance(leaf, (Tensor, *_PLAIN)):
             raise TypeError(
@@ -317,7 +318,7 @@ def _check_leaves(output: Any) -> None:
 
 
 def _joined(outputs: list[Any]) -> Any:
-    """Concatenate outputs along the axis of the estimators, with errors in words."""
+    """Concatenate outputs along the estimator axis, with readable errors."""
     if len(outputs) == 1:
         return outputs[0]
     first, *rest = trees = [dict(leaves(output)) for output in outputs]
@@ -332,7 +333,7 @@ def _joined(outputs: list[Any]) -> Any:
     for path in first:
         column = [tree[path] for tree in trees]
         if all(isinstance(each, Tensor) for each in column):
-            for each in column:  # their sizes may be symbols, which have no hash
+            for each in column:  # their sizes may be symbolic, which cannot be hashed
                 if each.shape[1:] != column[0].shape[1:]:
                     raise ValueError(
                         f"the network's {path} has sizes {tuple(column[0].shape[1:])} and "
@@ -362,7 +363,7 @@ _FIXED = (
 def predict_traced(
     mc: Wrapper, layers: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """The same as one plain graph, for ``torch.compile`` and ``torch.export`` to see."""
+    """Predict in one plain graph that ``torch.compile`` and ``torch.export`` can trace."""
     buffers: dict[str, Tensor] = {}
     for name, layer in layers.items():
         if layer.mc_mean.shape[1]:
@@ -383,7 +384,7 @@ def predict_traced(
 
 
 def is_traceable(layers: Mapping[str, Any]) -> bool:
-    """Whether running statistics can stand for an estimator's in every layer."""
+    """Whether an estimator's statistics fit into the running statistics of every layer."""
     return all(
         layer.running_mean is not None and layer.mc_mean.shape[1] <= 1 for layer in layers.values()
     )

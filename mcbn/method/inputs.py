@@ -1,7 +1,7 @@
-"""A network's inputs: found in a batch, and each time as they were given.
+"""A network's inputs: found in a batch, and the same for every pass.
 
-A network may write into them. Every estimator is to see what the caller gave, and afterwards the
-caller's objects are to be what one plain pass leaves.
+A network may write into its inputs. Every estimator must see what the caller passed, and
+afterwards the caller's objects must be as one plain pass leaves them.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from mcbn.method.tree import children_of, tensors_of, tree_map
 def network_inputs(
     batch: Any, input_fn: Callable[[Any], Any] | None, like: Tensor | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a network is called with for this batch: arguments by position and by name.
+    """The network's positional and keyword arguments for this batch.
 
     Args:
-        batch: What a loader gave.
+        batch: A batch from a loader.
         input_fn: Picks the inputs; by default they are the first part.
-        like: A tensor of the network's device and precision, if it has one.
+        like: A tensor with the network's device and precision, if it has one.
 
     Raises:
-        TypeError: There is no tensor in what was picked.
+        TypeError: The picked inputs hold no tensor.
         ValueError: A tensor is on the meta device.
     """
     chosen = (input_fn or default_inputs)(batch)
@@ -54,7 +54,7 @@ def network_inputs(
 
 
 def _moved(value: Any, like: Tensor) -> Any:
-    """Inputs on the device of ``like``; in its precision if that is not the usual one."""
+    """Inputs on the device of ``like``, and in its precision if that is not float32."""
     if type(value) in (tuple, list):
         return type(value)(_moved(each, like) for each in value)
     if type(value) is dict:
@@ -63,7 +63,7 @@ def _moved(value: Any, like: Tensor) -> Any:
         return value.to(like.device)  # a graph, a table, a packed sequence
 
     def moved(tensor: Tensor) -> Tensor:
-        # As Lightning's plugins for 16 and for 64 bits do.
+        # As Lightning's plugins for 16-bit and 64-bit precision do.
         unusual = like.dtype != torch.float32 and tensor.is_floating_point()
         return tensor.to(like.device, like.dtype if unusual else None)
 
@@ -73,7 +73,7 @@ def _moved(value: Any, like: Tensor) -> Any:
 
 
 class _Cloning(TorchFunctionMode):
-    """Within this context a tensor's deep copy is a clone, which gradients go through."""
+    """Makes a tensor's deep copy in this context a clone, which gradients flow through."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not Tensor.__deepcopy__ or isinstance(args[0], nn.Parameter):
@@ -84,21 +84,21 @@ class _Cloning(TorchFunctionMode):
         return memo[id(tensor)]
 
     def clone(self, tensor: Tensor, memo: dict[Any, Any]) -> Tensor:
-        """A clone; of a part of a tensor before, the same part of that one's clone."""
+        """A clone; for a view of a tensor cloned before, the same view of that clone."""
         if tensor.layout is not torch.strided or torch.func.debug_unwrap(tensor) is not tensor:
-            return tensor.clone()  # it has no storage to share
+            return tensor.clone()  # has no storage to share
         storage = tensor.untyped_storage().data_ptr()
         whole, copied = memo.get(storage, (tensor, None))
         if copied is not None and whole.stride() == copied.stride():
             offset = int(tensor.storage_offset() - whole.storage_offset())
-            with suppress(RuntimeError):  # it reaches beyond the other one
+            with suppress(RuntimeError):  # the view reaches beyond the other tensor
                 return copied.as_strided(tensor.shape, tensor.stride(), offset)
         memo[storage] = tensor, tensor.clone()
         return memo[storage][1]
 
 
 def copied_network(model: nn.Module) -> nn.Module:
-    """A deep copy, with the hooks that its parameters have, and of what it has computed as well."""
+    """A deep copy of a network, with its parameters' hooks and any tensors it has computed."""
     with torch.no_grad(), _Cloning():
         copied = copy.deepcopy(model)
     for old, new in zip(model.parameters(), copied.parameters(), strict=True):
@@ -127,12 +127,12 @@ class Inputs:
     """The inputs of several passes.
 
     Args:
-        args: Positional ones, as the caller gave them.
-        kwargs: Those by name.
+        args: Positional arguments, as the caller passed them.
+        kwargs: Keyword arguments.
 
     Attributes:
-        conditions: What is another list when the network is called with something else.
-        nbytes: The size of all tensors.
+        conditions: A list that differs when the network is called with something else.
+        nbytes: Total size of the tensors.
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ class Inputs:
         self.nbytes = sum(nbytes(value) for _, value in items if isinstance(value, Tensor))
 
     def written(self) -> bool:
-        """Whether something has been written into them."""
+        """Whether something has been written into the inputs."""
         return trace_of(self.given) != self.trace
 
 
@@ -154,7 +154,7 @@ def _kind(value: Any) -> Any:
 
 
 def same(tree: Any, other: Any) -> bool:
-    """Whether a copy holds what it was made of."""
+    """Whether a copy still equals its original."""
     ours, theirs = list(walk(tree)), list(walk(other))
     return len(ours) == len(theirs) and all(map(_same, ours, theirs))
 
@@ -171,7 +171,7 @@ def _same(ours: tuple[Any, Any], theirs: tuple[Any, Any]) -> bool:
 
 
 def trace_of(tree: Any) -> Any:
-    """What is something else after a write into ``tree``."""
+    """A trace that changes after a write into ``tree``."""
     if isinstance(tree, Tensor) or type(tree) in _PLAIN:
         return _mark(tree)
     return [(path, _mark(value)) for path, value in walk(tree)]
@@ -182,17 +182,17 @@ def _mark(value: Any) -> Any:
         return id(value), value.shape, version(value)
     if isinstance(value, np.ndarray):
         return value.tobytes()
-    # The id of a number may be that of the next but one.
+    # The id of a number may be reused by a later one.
     return value if type(value) in _PLAIN else id(value)
 
 
 _WHOLE = (Tensor, nn.Module, type, ModuleType, FunctionType)
 _PLAIN = {type(None), bool, int, float, str}
-_DEPTH = 5  # an object may lead to all others
+_DEPTH = 5  # an object may lead to any other
 
 
 def walk(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """All that is in ``tree``, in objects of any class as well, with the way to it."""
+    """Everything in ``tree``, including inside objects of any class, with the path to it."""
     seen = set[int]()
     pending: list[tuple[Any, Any]] = [((), tree)]
     while pending:

@@ -1,8 +1,8 @@
-"""Max-pooling before the scale and the shift of batch norm, where it is the same and cheaper.
+"""Max pooling before batch norm's scale and shift, where this is equivalent and cheaper.
 
-A maximum can be taken before a scale and a shift as well as after them, if the sign of the scale is
-known, and it is that of the layer's weight. So the output of a batch norm layer waits, as
-:class:`Deferred`, for a pooling that may follow. To anything else it is the tensor itself.
+A maximum can be taken before a scale and shift as well as after them if the sign of the scale is
+known, and it is that of the layer's weight. So the output of a batch norm layer waits, as a
+:class:`Deferred`, for a pooling that may follow. For all other uses it is the tensor itself.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mcbn.method.tree import tree_map
 
-# Below so many bytes, waiting takes longer than it saves.
+# Below this many bytes, waiting costs more time than it saves.
 _WORTH_DEFERRING = 1 << 17
 
 
 def worth_deferring(size: float) -> bool:
-    """Whether activations of so many bytes are large enough for a pooling first to pay."""
+    """Whether activations of ``size`` bytes are large enough for early pooling to pay off."""
     return size >= _WORTH_DEFERRING
 
 
 def nbytes(tensor: Tensor) -> int:
-    """The size of a dense tensor; 0 for one that is not, or that a compiler only imagines."""
+    """The size of a dense tensor in bytes; 0 for other tensors, and while compiling."""
     dense = tensor.layout is torch.strided and not torch.compiler.is_compiling()
     return tensor.nbytes if dense else 0
 
@@ -43,15 +43,15 @@ def normalized(
         weight: ``(num_features,)``, or None for ones.
         bias: ``(num_features,)``, or None for zeros.
         eps: Added to the variance.
-        ready: The scale and the shift that all this comes to, or None. They are needed under
-            ``torch.vmap``, whose own rule for batch norm is up to five times slower.
-        x: What is normalized.
+        ready: The resulting scale and shift, or None. They are needed under ``torch.vmap``, whose
+            own rule for batch norm is up to five times slower.
+        x: The input to normalize.
     """
     if ready is None and mean.dtype == x.dtype:
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
     scale, shift = ready or scale_and_shift(mean, var, weight, bias, eps)
     shape = (-1, *[1] * (x.dim() - 2))
-    # A third of the time of torch.addcmul, on a CPU and broadcast like this.
+    # On a CPU and with this broadcast, a third of the time of torch.addcmul.
     y = (x * scale.view(shape)).add_(shift.view(shape))
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
@@ -59,14 +59,14 @@ def normalized(
 def scale_and_shift(
     mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Batch norm's two numbers for each feature, the last axis of them all."""
+    """Batch norm's scale and shift for each feature, which is the last axis of all arguments."""
     scale = torch.rsqrt(var + eps)
     if weight is not None:
         scale = scale * weight
     return scale, -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
 
 
-# An activation that never decreases, so that it commutes with a maximum.
+# A nondecreasing activation, which commutes with a maximum.
 _RELUS = {F.relu, torch.relu, Tensor.relu}
 _POOLS_2D = {F.max_pool2d, torch.max_pool2d}
 _ADAPTIVE_POOLS = {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d}
@@ -74,25 +74,25 @@ _POOLS = {*_POOLS_2D, F.max_pool1d, torch.max_pool1d, F.max_pool3d, torch.max_po
 
 
 class Run(Protocol):
-    """What a waiting output needs of the run that it is part of."""
+    """What a waiting output needs from its run."""
 
     pooled: set[_BatchNorm]
 
     def differ(self) -> None:
-        """Be told that from here on results are of single estimators."""
+        """Note that from here on, results belong to single estimators."""
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """The result of what all estimators share."""
+        """The result of a computation that all estimators share."""
 
 
 class Deferred(Tensor):
     """The output of a batch norm layer, not yet scaled and shifted.
 
     Args:
-        layer: That layer, with its own weight.
-        raw: What it was given, or what a max-pooling has left of it.
-        affine: The normalization that is to come.
-        run: The pass of the network that this is a part of.
+        layer: The layer, with its own weight.
+        raw: The layer's input, possibly max-pooled.
+        affine: The normalization still to come.
+        run: The pass of the network that this output belongs to.
         rectified: Whether a ReLU comes after it.
     """
 
@@ -100,8 +100,8 @@ class Deferred(Tensor):
     def __new__(
         cls: type[Deferred], layer: _BatchNorm, raw: Tensor, *_: Any, **__: Any
     ) -> Deferred:
-        """Have the shape of ``raw``, and no data."""
-        # No public way makes a tensor without data whose every use can be seen.
+        """Make a tensor with the shape of ``raw`` and no data."""
+        # There is no public way to make a tensor without data whose every use can be intercepted.
         return Tensor._make_wrapper_subclass(
             cls, raw.shape, raw.stride(), dtype=raw.dtype, device=raw.device
         )
@@ -119,10 +119,10 @@ class Deferred(Tensor):
         self.version, self.value = version(raw), None
 
     def finish(self) -> Tensor:
-        """The scaled and shifted tensor.
+        """Return the scaled and shifted tensor.
 
         Raises:
-            Overwritten: The network has written into ``raw`` meanwhile.
+            Overwritten: The network has written into ``raw`` in the meantime.
         """
         if self.value is None:
             self.check_unwritten()
@@ -134,19 +134,19 @@ class Deferred(Tensor):
         return self.value
 
     def check_unwritten(self) -> None:
-        """Raise Overwritten if the network has written into ``raw`` meanwhile."""
+        """Raise Overwritten if the network has written into ``raw`` in the meantime."""
         if version(self.raw) != self.version:
             raise Overwritten("the network writes into the input of a batch norm layer")
 
     def activate(self, inplace: bool) -> Deferred:
-        """Put a ReLU off, too."""
+        """Defer a ReLU, too."""
         if inplace:
             self.rectified = True
             return self
         return Deferred(self.layer, self.raw, self.affine, self.run, True)
 
     def pool(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Deferred:
-        """Pool now: where the weight is negative, the maximum is that of the negative."""
+        """Pool now; where the weight is negative, take the minimum instead of the maximum."""
         self.check_unwritten()
         self.run.pooled.add(self.layer)
         raw, weight = self.raw, self.layer.weight
@@ -162,14 +162,14 @@ class Deferred(Tensor):
         return Deferred(self.layer, pooled, self.affine, self.run, self.rectified)
 
     def has_size(self, output_size: int | Sequence[int | None]) -> bool:
-        """Whether an adaptive pooling to this size would change nothing."""
+        """Whether adaptive pooling to this size would change nothing."""
         size = self.raw.shape[2:]
         wanted = [output_size] * len(size) if isinstance(output_size, int) else output_size
         return all(w is None or w == s for w, s in zip(wanted, size, strict=True))
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Go on waiting if ``func`` allows it, and be the tensor otherwise."""
+        """Keep waiting if ``func`` allows it; otherwise act as the tensor."""
         kwargs = kwargs or {}
         first = args[0] if args else None
         if isinstance(first, Deferred) and first.value is None:
@@ -183,11 +183,11 @@ class Deferred(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Be the tensor for what reaches an operation by another way, as a script does."""
+        """Act as the tensor for calls that reach an operation in another way, as scripts do."""
         return func(*finished(args), **finished(kwargs or {}))
 
 
-# What gives a way to write into a tensor without a trace.
+# Ways to write into a tensor without a trace.
 UNTRACKED: set[Any] = {
     Tensor.data.__get__,  # pyright: ignore[reportAttributeAccessIssue]
     Tensor.data.__set__,  # pyright: ignore[reportAttributeAccessIssue]
@@ -197,7 +197,7 @@ UNTRACKED: set[Any] = {
 
 
 class Overwritten(RuntimeError):
-    """A tensor was needed as it had been before the network wrote into it."""
+    """A tensor was needed as it was before the network wrote into it."""
 
 
 def version(tensor: Tensor) -> int:
@@ -207,20 +207,20 @@ def version(tensor: Tensor) -> int:
 
 
 def finished(tree: Any) -> Any:
-    """The same tree without a tensor that waits."""
+    """The same tree with all waiting tensors finished."""
     return tree_map(lambda t: t.finish() if type(t) is Deferred else t, tree)
 
 
 def _max_pool(func: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     if x.device.type == "cpu" and _halves(func, x, args, kwargs):
-        # Four to ten times as fast as the native pooling of a contiguous tensor.
+        # Four to ten times as fast as native pooling of a contiguous tensor.
         x = torch.maximum(x[..., ::2, :], x[..., 1::2, :])
         return torch.maximum(x[..., ::2], x[..., 1::2])
     return func(x, *args, **kwargs)
 
 
 def _halves(func: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether this pooling takes the maximum of each 2 by 2 pixels of an image of even sizes."""
+    """Whether this pooling takes the maximum of each 2-by-2 block of an even-sized image."""
     given = dict(zip(("kernel_size", "stride", "padding", "dilation"), args, strict=False)) | kwargs
     two, size = (2, [2, 2], (2, 2)), given.get("kernel_size")
     return (

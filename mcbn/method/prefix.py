@@ -1,4 +1,4 @@
-"""What estimators share: the results of what a network calls before they differ."""
+"""What estimators share: the results of a network's calls before the estimators differ."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mcbn.method.tree import tensors_of
 
 
 class Prefix:
-    """The results of what a network calls before its estimators differ.
+    """The results of a network's calls before its estimators differ.
 
-    The first run records them, those that follow get them handed out in the same order.
+    The first run records them; the following runs get them back in the same order.
     """
 
     def __init__(self, inputs: Any) -> None:
@@ -30,25 +30,25 @@ class Prefix:
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self.devices)]
 
     def close(self) -> None:
-        """From here on results are of single estimators."""
+        """Note that from here on, results belong to single estimators."""
         if self.open:
             self.open = False
             self.drew |= not all(map(torch.equal, self.random, self.random_state()))
 
     def restart(self) -> bool:
-        """Begin to hand out; False if what was recorded holds for its own run alone.
+        """Start replaying; return False if the recorded results are valid only for their own run.
 
-        That is so where a tensor has been written into since it was recorded, or where the
-        network draws random numbers.
+        This is so if a tensor has been written into since it was recorded, or if the network draws
+        random numbers.
         """
         self.close()
         self.position = 0
         return not self.drew and all(version(tensor) == old for tensor, old in self.versions)
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """The recorded result of this call, or that of ``compute``.
+        """Return the recorded result of this call, or that of ``compute``.
 
-        What returns no tensor is called every time: it may switch gradients off.
+        A call that returns no tensor is made every time: it may switch gradients off.
         """
         if self.position < len(self.log) and self.log[self.position][0] == key:
             self.position += 1
@@ -61,10 +61,10 @@ class Prefix:
             self.log.append((key, result))
             self.versions += [(tensor, version(tensor)) for tensor in tensors]
         if tensors:
-            self.position = len(self.log)  # at the end of it, or on another way
+            self.position = len(self.log)  # at its end, or off its path
         return result
 
 
 def _is_mapped(tensor: Tensor) -> bool:
-    """Whether a tensor belongs to a run in progress: an axis of vmap, or waiting for a pooling."""
+    """Whether a tensor belongs to a run in progress: under vmap, or waiting for a pooling."""
     return type(tensor) is Deferred or torch.func.debug_unwrap(tensor) is not tensor

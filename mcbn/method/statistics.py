@@ -1,10 +1,10 @@
-"""What a mini-batch leaves behind, and how it gets to where a layer reads it.
+"""The statistics of a mini-batch, and how they reach the place where a layer reads them.
 
-An estimator is the network with other running statistics. A batch norm layer hands its own to
-:func:`torch.nn.functional.batch_norm`, and that is where :class:`Substitution` puts those of an
-estimator, or :class:`MiniBatch` those of the batch that runs through. A layer is known by the
-buffers that it hands over; weight, bias and eps are taken from the call. So it is the layer's own
-code that runs, whatever its class. A mode concerns one thread: two can predict with one network.
+An estimator is the network with other running statistics. A batch norm layer passes its own to
+:func:`torch.nn.functional.batch_norm`, where :class:`Substitution` replaces them with those of an
+estimator, and :class:`MiniBatch` with those of the current batch. A layer is identified by the
+buffers it passes; weight, bias and eps come from the call. The layer's own code thus runs, whatever
+its class. The replacement affects one thread only: two threads can predict with one network.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Pair = tuple[Tensor, Tensor]  # a mean and a variance
 
 
 def keep_statistics(layer: _BatchNorm) -> None:
-    """Give a layer the buffers ``mc_mean`` and ``mc_var``, with none in them.
+    """Give a layer the buffers ``mc_mean`` and ``mc_var``, both None.
 
     Once fitted, each is ``(num_estimators, num_calls, num_features)``.
     """
@@ -68,7 +68,7 @@ def _before_loading(layer: Any, state_dict: dict[str, Any], prefix: str, *rest: 
 
 
 def _wrong_in(mean: Any, var: Any, num_features: int) -> str:
-    """What is wrong with saved statistics, in words; nothing if they can be used."""
+    """What is wrong with saved statistics, in words; empty if they can be used."""
     if not (isinstance(mean, Tensor) and isinstance(var, Tensor)):
         kinds = f"{type(mean).__name__} and {type(var).__name__}"
         return f"are of type {kinds}, wanted two tensors; take both from one saved state_dict()"
@@ -89,13 +89,14 @@ def _wrong_in(mean: Any, var: Any, num_features: int) -> str:
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The batch norm layers of a network by name, each once."""
+    """The batch norm layers of a network by name, each listed once."""
     return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
 
 
 # --- Layers without running statistics ---------------------------------------------------------
 
-# The one in whose forward this thread is comes last. They hand over None, which tells nothing.
+# The layer whose forward this thread is in comes last. These layers pass None as their statistics,
+# which does not identify them.
 _INSIDE: ContextVar[tuple[_BatchNorm | None, ...]] = ContextVar("mcbn_inside", default=(None,))
 
 
@@ -111,7 +112,7 @@ def _leave(layer: _BatchNorm, *_: Any) -> None:
 
 
 class Handover(NamedTuple):
-    """What ``F.batch_norm`` is called with, by its own names and in its order."""
+    """The arguments of ``F.batch_norm``, with its own names and in its order."""
 
     input: Tensor
     running_mean: Tensor | None
@@ -139,18 +140,18 @@ _LOOKED_AT = {_REQUIRES_GRAD, _GRAD_FN, *UNTRACKED, *_MAKERS}
 
 
 class Substitution(TorchFunctionMode, ABC):
-    """Within this context, and in this thread, layers normalize as :meth:`statistics` says.
+    """Makes layers in this context, and in this thread, normalize as :meth:`statistics` says.
 
     Args:
         layers: The network's batch norm layers by name.
         count: How many estimators run at once, on an axis of ``torch.vmap`` if more than one.
-        prefix: What was, or is to be, computed once for all; None to compute all of it.
-        waiting: The layers whose output waits for a max-pooling, to let it go first.
+        prefix: Results computed once for all estimators; None to compute everything.
+        waiting: The layers whose output waits for a max pooling, which then goes first.
 
     Attributes:
-        pooled: Those for which one came.
+        pooled: The waiting layers that a max pooling followed.
         largest: Bytes of one estimator's largest normalized activation.
-        ran_without_grad: Whether a layer ran where gradients had been switched off on the way.
+        ran_without_grad: Whether a layer ran after the network had switched gradients off.
     """
 
     def __init__(
@@ -176,22 +177,22 @@ class Substitution(TorchFunctionMode, ABC):
 
     @abstractmethod
     def statistics(self, layer: Any, call: int, handed: Handover) -> tuple[Tensor, Tensor, Any]:
-        """What a layer's call in this pass is to normalize with.
+        """The statistics for a layer's call in this pass.
 
         Returns:
-            The mean and the variance, each ``(num_features,)``; and the scale and the shift that
-            they come to, if they are known.
+            The mean and the variance, each ``(num_features,)``; and the resulting scale and shift,
+            if known.
         """
 
     def unowned(self, handed: Handover) -> None:
-        """Be told of a normalization with statistics that no layer holds."""
+        """Handle a normalization with statistics that belong to no layer."""
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """Compute what may be the same for all estimators."""
+        """Compute a result that may be the same for all estimators."""
         return compute() if self.prefix is None else self.prefix.once(key, compute)
 
     def differ(self) -> None:
-        """Be told that from here on results are of single estimators."""
+        """Note that from here on, results belong to single estimators."""
         if self.prefix is not None:
             self.prefix.close()
 
@@ -205,7 +206,7 @@ class Substitution(TorchFunctionMode, ABC):
             self.unowned(handed)
         result = self.other(func, args, kwargs)
         for value in args:
-            # To look at one that waits would end its waiting.
+            # Looking at a waiting tensor would end its waiting.
             if not isinstance(value, Tensor) or type(value) is Deferred:
                 continue
             layer = self.source(value)
@@ -214,7 +215,7 @@ class Substitution(TorchFunctionMode, ABC):
         return result
 
     def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function that normalizes nothing, once for all estimators where that can be."""
+        """Call a function that does not normalize, once for all estimators if possible."""
         prefix = self.prefix
         if func in _LOOKED_AT:
             shared = self.count > 1 or prefix is not None
@@ -228,19 +229,19 @@ class Substitution(TorchFunctionMode, ABC):
                 return torch.func.debug_unwrap(args[0]).requires_grad  # vmap says False
         if prefix is None or (not prefix.open and prefix.position == len(prefix.log)):
             return func(*args, **kwargs)
-        if args and type(args[0]) is Deferred:  # it asks by itself
+        if args and type(args[0]) is Deferred:  # it asks the prefix itself
             return func(*args, **kwargs)
         if kwargs.get("generator") is not None:
             prefix.drew = True
         return prefix.once(func, lambda: func(*args, **kwargs))
 
     def source(self, tensor: Tensor) -> _BatchNorm | None:
-        """The layer whose running mean or variance this is, or a view of one."""
+        """The layer whose running mean or variance this tensor is, or is a view of."""
         base = tensor._base
         return self.sources.get(id(tensor if base is None else base))
 
     def owner(self, handed: Handover) -> _BatchNorm | None:
-        """The layer whose running mean and variance these are, or views of them."""
+        """The layer whose running mean and variance these are, or are views of."""
         mean, var = handed.running_mean, handed.running_var
         if mean is None or var is None:
             return _INSIDE.get()[-1] if mean is var else None
@@ -248,7 +249,7 @@ class Substitution(TorchFunctionMode, ABC):
         return layer if layer is self.source(var) else None
 
     def used_by(self, layer: _BatchNorm, what: str) -> RuntimeError:
-        """The error for running statistics in whose place those of an estimator cannot be put."""
+        """The error for running statistics that an estimator's cannot replace."""
         name = next(name for name, each in self.layers.items() if each is layer)
         return RuntimeError(
             f"layer {name!r}, a {type(layer).__name__}, gives its running statistics to {what}, "
@@ -257,7 +258,7 @@ class Substitution(TorchFunctionMode, ABC):
         )
 
     def normalize(self, layer: _BatchNorm, handed: Handover) -> Tensor:
-        """What ``F.batch_norm`` returns, with the statistics of this pass."""
+        """Do what ``F.batch_norm`` does, with the statistics of this pass."""
         if isinstance(handed.input, Deferred):
             handed = handed._replace(input=handed.input.finish())
         x, running_mean, _, weight, bias, *_, eps = handed
@@ -273,7 +274,7 @@ class Substitution(TorchFunctionMode, ABC):
             self.ran_without_grad |= not torch.is_grad_enabled()
             check_not_checkpointed()
         mean, var, ready = self.statistics(layer, call, handed)
-        # Before a pooling, too: how many run at once must not depend on what has waited so far.
+        # Also before a pooling: the number of estimators at once must not depend on past waiting.
         self.largest = max(self.largest, nbytes(x))
         affine = partial(normalized, mean, var, weight, bias, eps, ready)
         if layer in self.waiting and x.dim() > 2 and weight is layer.weight:
@@ -283,7 +284,7 @@ class Substitution(TorchFunctionMode, ABC):
 
 
 def part_of(layer: _BatchNorm, view: Tensor | None) -> Tensor | None:
-    """Which features of a layer a view of its running mean holds; None for all of them."""
+    """Which of a layer's features a view of its running mean holds; None for all."""
     full = layer.running_mean
     if view is None or view is full or full is None:
         return None
@@ -292,7 +293,7 @@ def part_of(layer: _BatchNorm, view: Tensor | None) -> Tensor | None:
 
 
 def check_not_checkpointed() -> None:
-    """Raise RuntimeError inside of a checkpoint, which will run its layers a second time."""
+    """Raise RuntimeError inside a checkpoint, which will run its layers a second time."""
     frame = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__") != "mcbn.method.estimators":
         if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
@@ -301,7 +302,7 @@ def check_not_checkpointed() -> None:
 
 
 def recomputes(what: str) -> RuntimeError:
-    """The error for what runs batch norm layers again in the backward pass."""
+    """The error for code that reruns batch norm layers in the backward pass."""
     return RuntimeError(
         f"{what} runs batch norm layers again in the backward pass, when no estimator's statistics "
         "are in place; switch it off, or predict under torch.no_grad()."
@@ -309,7 +310,7 @@ def recomputes(what: str) -> RuntimeError:
 
 
 def called_otherwise(layer: _BatchNorm, times: int, fitted: int) -> RuntimeError:
-    """The error for a layer that is called more, or less, often than it was in ``fit``."""
+    """The error for a layer that is called more or fewer times than in ``fit``."""
     return RuntimeError(
         f"this forward pass calls {layer} {times} times, but those of fit did so {fitted} times; "
         "call fit with batches for which the network does the same."
@@ -317,12 +318,12 @@ def called_otherwise(layer: _BatchNorm, times: int, fitted: int) -> RuntimeError
 
 
 class MiniBatch(Substitution):
-    """Normalizes with the statistics of the batch that runs through, and keeps them.
+    """Normalizes with the statistics of the current batch, and keeps them.
 
     Args:
         layers: The network's batch norm layers by name.
         correction: 0 for the biased variance, 1 for the unbiased one.
-        waits: Whether the output of a layer waits for a max-pooling, to let it go first.
+        waits: Whether the output of a layer waits for a max pooling, which then goes first.
 
     Attributes:
         drawn: For each layer, the mean and the variance ``(num_features,)`` of each call.
@@ -334,9 +335,9 @@ class MiniBatch(Substitution):
         self.drawn: dict[_BatchNorm, list[Pair]] = {layer: [] for layer in layers.values()}
 
     def __enter__(self) -> Self:
-        """Watch who asks for running statistics, whether or not they reach ``F.batch_norm``.
+        """Watch for reads of running statistics, whether or not they reach ``F.batch_norm``.
 
-        A mode does not see another thread, a scripted function or an extension in C++.
+        A mode cannot see another thread, a scripted function or a C++ extension.
         """
         self.watched = {layer: _Watched(layer._buffers) for layer in self.drawn}
         for layer, buffers in self.watched.items():
@@ -344,7 +345,7 @@ class MiniBatch(Substitution):
         return super().__enter__()
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        """Raise RuntimeError for a layer whose statistics something else has read."""
+        """Raise RuntimeError for a layer whose statistics other code has read."""
         super().__exit__(kind, error, traceback)
         for layer in self.watched:
             layer._buffers = dict(layer._buffers)
@@ -353,7 +354,7 @@ class MiniBatch(Substitution):
                 raise self.used_by(layer, "code that cannot be seen (a thread, a script, C++)")
 
     def unowned(self, handed: Handover) -> None:
-        """Raise RuntimeError for what the original holds of which this network is a copy."""
+        """Raise RuntimeError for statistics of the original of which this network is a copy."""
         for name, layer in self.layers.items():
             mean, own = handed.running_mean, layer.running_mean
             if mean is not None and own is not None and torch.equal(mean, own):
@@ -364,7 +365,7 @@ class MiniBatch(Substitution):
                 )
 
     def statistics(self, layer: Any, call: int, handed: Handover) -> tuple[Tensor, Tensor, Any]:
-        """The mean and the variance of the batch; ValueError if it has one value a channel."""
+        """The mean and variance of the batch; ValueError if it has one value per channel."""
         x = handed.input.detach()  # a network may switch gradients on
         count = x.numel() // max(1, x.shape[1])
         if count < 2:
@@ -372,8 +373,8 @@ class MiniBatch(Substitution):
                 f"{layer} got an input of shape {tuple(x.shape)}, {count} value(s) a channel, and "
                 "a variance needs at least 2; use a larger mc_batch_size."
             )
-        # In two passes over the values, and in single precision at least: a variance of finite
-        # values need not be finite in half precision.
+        # In two passes over the values, and in at least single precision: in half precision, the
+        # variance of finite values need not be finite.
         like = layer.weight if layer.weight is not None else x
         wide = x.to(torch.promote_types(torch.promote_types(x.dtype, like.dtype), torch.float32))
         mean = _by_channel(wide)
@@ -384,7 +385,7 @@ class MiniBatch(Substitution):
         part = part_of(layer, handed.running_mean)
         if part is None:
             self.drawn[layer].append((mean, var))
-        else:  # beside the trained ones of the other features
+        else:  # the other features keep their trained statistics
             trained = layer.running_mean.to(mean.dtype), layer.running_var.to(var.dtype)
             new_mean, new_var = (
                 old.index_copy(0, part, new) for old, new in zip(trained, (mean, var), strict=True)
@@ -399,7 +400,7 @@ def _by_channel(x: Tensor) -> Tensor:
 
 
 class _Watched(dict[str, Any]):
-    """A layer's buffers, which note that a running statistic was asked for, in any thread."""
+    """A layer's buffers, which note a request for a running statistic from any thread."""
 
     read = False
 

@@ -1,4 +1,4 @@
-"""Batches and outputs: tensors inside of tuples, lists, dicts and dataclasses."""
+"""Batches and outputs: tensors inside tuples, lists, dicts and dataclasses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Apply ``function`` to the tensors of ``tree``, and keep everything around them.
+    """Apply ``function`` to the tensors in ``tree``, and keep everything around them.
 
-    A container of a class of its own is copied and filled, so that neither its ``__init__`` nor
-    its ``__post_init__`` runs.
+    A container of a custom class is copied and filled, so that neither its ``__init__`` nor its
+    ``__post_init__`` runs.
 
     Example:
         >>> import torch
@@ -29,7 +29,7 @@ def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
         return tree
     new = {key: tree_map(function, child) for key, child in children}
     if isinstance(tree, tuple):
-        # _make does not ask a class's own __new__; what torch.max returns takes a sequence.
+        # _make bypasses a class's own __new__; the result type of torch.max takes a sequence.
         return getattr(type(tree), "_make", type(tree))(new.values())
     filled = copy.copy(tree)
     if isinstance(tree, MutableMapping | list):
@@ -44,7 +44,7 @@ def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def leaves(tree: Any, path: str = "output") -> Iterator[tuple[str, Any]]:
-    """What is in ``tree`` and holds nothing itself, with the way to it.
+    """The leaves of ``tree``, which contain nothing themselves, with the path to each.
 
     Example:
         >>> list(leaves({"x": [3, 4]}))
@@ -60,14 +60,14 @@ def leaves(tree: Any, path: str = "output") -> Iterator[tuple[str, Any]]:
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
-    """The tensors of ``tree``, in order."""
+    """The tensors in ``tree``, in order."""
     if isinstance(tree, Tensor):
         return [tree]
     return [leaf for _, leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def children_of(tree: Any) -> list[tuple[Any, Any]] | None:
-    """What a container holds, by index, key or field; None for what is no container."""
+    """The contents of a container by index, key or field; None if ``tree`` is not a container."""
     if isinstance(tree, Tensor):
         return None
     if isinstance(tree, tuple | list) and not isinstance(tree, torch.Size):
