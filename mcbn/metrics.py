@@ -353,7 +353,7 @@ class GaussianCRPS(_Mean):
     """
 
     def update(self, mean: Tensor, std: Tensor, target: Tensor) -> None:
-        """Add means, standard deviations and targets, all of one shape."""
+        """Add means, standard deviations and targets, all of the same shape."""
         self._add(gaussian_crps(mean, std, target))
 
 
@@ -378,7 +378,7 @@ class IntervalCoverage(_Mean):
         self.level = level
 
     def update(self, mean: Tensor, std: Tensor, target: Tensor) -> None:
-        """Add means, standard deviations and targets, all of one shape."""
+        """Add means, standard deviations and targets, all of the same shape."""
         check_regression(target, mean=mean, std=std)
         half_width = NormalDist().inv_cdf((1 + self.level) / 2) * std
         self._add(((target - mean).abs() <= half_width).to(mean))

@@ -201,8 +201,8 @@ class MNISTDataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=ready_batch,
             persistent_workers=self.num_workers > 0,
-            # For the workers' seeds, which nothing here needs. The global generator would draw them
-            # for each epoch without workers, but only once with persistent workers.
+            # For the workers' seeds, which nothing here needs. The global generator would be used
+            # in each epoch without workers, but only once with persistent workers.
             generator=torch.Generator(),
         )
 

@@ -94,7 +94,7 @@ def _random_states() -> tuple[Any, ...]:
 
 
 class Snapshot:
-    """A network's own state, to be restored after a run that was not a plain pass.
+    """A network's own state, to restore after a run that was not a plain pass.
 
     Args:
         modules: Its modules. Another thread may fit them meanwhile, so statistics are left alone.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mcbn.method.statistics import Pair, batch_norms
 
-# In trained standard deviations. After short training its own data are a few off, unscaled pixels
-# hundreds.
+# In trained standard deviations. After a short training, its own data are off by a few; unscaled
+# pixels, by hundreds.
 _FAR = 100.0
 
 

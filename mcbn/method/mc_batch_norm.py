@@ -175,11 +175,11 @@ class MCBatchNorm(nn.Module):
     ) -> MCBatchNorm:
         """Draw the statistics of every estimator, and return the wrapper.
 
-        All layers except batch norm, dropout included, run in evaluation mode; afterwards every
+        Dropout and all other layers except batch norm run in evaluation mode; afterwards every
         module returns to its previous mode. If anything fails, the previous statistics stay in
         force. In a distributed run every process must call this method, and all get the statistics
         of the first; if it fails in one, it fails in all. Statistics very far from the trained ones
-        raise a warning; :func:`mcbn.diagnostics.fit_report` gives the details.
+        trigger a warning; :func:`mcbn.diagnostics.fit_report` gives the details.
 
         Args:
             data: A DataLoader over the training set: each estimator gets a mini-batch of
@@ -279,10 +279,10 @@ class MCBatchNorm(nn.Module):
             raise
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The plain network in training mode, ``num_estimators`` samples in evaluation mode.
+        """The plain network's output in training mode, ``num_estimators`` samples in evaluation.
 
         Raises:
-            RuntimeError: In evaluation mode, before :meth:`fit`.
+            RuntimeError: It is called in evaluation mode before :meth:`fit`.
         """
         if self.training or _DETERMINISTIC.get():
             return self.model(*args, **kwargs)
@@ -390,7 +390,7 @@ class MCBatchNorm(nn.Module):
             batches = draw_batches(data, count, self.mc_batch_size, drawing)
             for index, batch in enumerate(with_progress("Fitting MCBN", batches, count)):
                 inputs = network_inputs(batch, input_fn, like)
-                # The first pass makes what is made once, such as a mask that is kept.
+                # The first pass makes whatever is made only once, such as a cached mask.
                 looks = index in (0, count - 1)
                 waits = index > 0 and fault is None
                 try:

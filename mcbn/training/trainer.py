@@ -95,7 +95,7 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         # With more processes than examples, one has none; its result includes the others' anyway.
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-        # A caller who asks for accelerator="cpu" knows.
+        # A caller who passes accelerator="cpu" knows this.
         warnings.filterwarnings("ignore", message="GPU available but not used")
         # Lightning's own use of torch.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
