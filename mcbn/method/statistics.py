@@ -23,7 +23,15 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from mcbn.method.pooling import UNTRACKED, Deferred, Overwritten, nbytes, normalized
+from mcbn.method.pooling import (
+    SLOW_POOLS,
+    UNTRACKED,
+    Deferred,
+    Overwritten,
+    nbytes,
+    normalized,
+    pool,
+)
 from mcbn.method.prefix import Prefix
 from mcbn.method.tree import tensors_of
 
@@ -322,14 +330,13 @@ class MiniBatch(Substitution):
     Args:
         layers: The network's batch norm layers by name.
         correction: 0 for the biased variance, 1 for the unbiased one.
-        waits: Whether the output of a layer waits for a max-pooling, to let it go first.
 
     Attributes:
         drawn: For each layer, the mean and the variance ``(num_features,)`` of each call.
     """
 
-    def __init__(self, layers: Layers, correction: int, waits: bool) -> None:
-        super().__init__(layers, waiting=layers.values() if waits else ())
+    def __init__(self, layers: Layers, correction: int) -> None:
+        super().__init__(layers)
         self.correction = correction
         self.drawn: dict[_BatchNorm, list[Pair]] = {layer: [] for layer in layers.values()}
 
@@ -351,6 +358,12 @@ class MiniBatch(Substitution):
         for layer, buffers in self.watched.items():
             if error is None and buffers.read and not self.drawn[layer]:
                 raise self.used_by(layer, "code that cannot be seen (a thread, a script, C++)")
+
+    def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function that normalizes nothing, and pool in less time."""
+        if func in SLOW_POOLS and args:
+            return pool(func, *args, **kwargs)
+        return func(*args, **kwargs)
 
     def unowned(self, handed: Handover) -> None:
         """Raise RuntimeError for what the original holds of which this network is a copy."""
