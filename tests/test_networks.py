@@ -472,6 +472,8 @@ POOL_OR_ACTIVATE = {
     "dilated": lambda y: torch.max_pool2d(y, [2, 2], [2, 2], 0, 2),
     "padded": lambda y: F.max_pool2d(y, (2, 2), padding=1),
     "of odd sizes": lambda y: F.max_pool2d(F.max_pool2d(y, 2), 2, ceil_mode=True),
+    "to its size, and on": lambda y: F.adaptive_avg_pool2d(y, (6, None)).mul_(2) + y,
+    "to its size, and in place": lambda y: F.adaptive_avg_pool2d(y, (6, None)).relu_() + y,
     "twice": lambda y: F.relu6(F.max_pool2d(F.relu(F.max_pool2d(y, 2)), 2)),
 }
 
@@ -503,7 +505,6 @@ POOL = {
     **POOL_OR_ACTIVATE,
     "named": lambda y: torch.max_pool2d(input=y, kernel_size=2),
     "of one image": lambda y: torch.stack([F.max_pool2d(each, 2) for each in y]),
-    "adaptive": lambda y: F.adaptive_avg_pool2d(y, (6, None)).mul_(2) + y,
     "adaptive, of one image": lambda y: torch.stack(
         [F.adaptive_avg_pool2d(each, (None, 12)) for each in y]
     ),

@@ -55,10 +55,9 @@ class Conduct(TorchFunctionMode):
         if _random_states() != self.states:
             return "the network draws random numbers from Python or NumPy"
         kept = _kept(self.model)
-        for place in {**kept, **self.kept}:
-            if kept.get(place) != self.kept.get(place):
-                kind, name, prefix = place
-                return f"the network keeps something of a pass, in {kind}.{name} of {prefix}"
+        for name in {**kept, **self.kept}:
+            if kept.get(name) != self.kept.get(name):
+                return f"the network keeps something of a pass, in {name}"
         if self._any_survives():
             return "the network keeps a tensor of a pass"
         # Some writes leave a trace and no other value, some a value and no trace.
@@ -79,13 +78,13 @@ class Conduct(TorchFunctionMode):
         return survivors()
 
 
-def _kept(model: nn.Module) -> dict[tuple[str, str, str], Any]:
+def _kept(model: nn.Module) -> dict[str, Any]:
     """For each place in which a module keeps something, what changes when that does."""
-    traces: dict[tuple[str, str, str], Any] = {}
+    traces: dict[str, Any] = {}
     for prefix, module in model.named_modules():
         own = {name: v for name, v in vars(module).items() if name not in _OF_EVERY_MODULE}
         for name, value in (own | _own_buffers(module) | module._parameters).items():
-            traces[type(module).__name__, name, prefix or "the network"] = trace_of(value)
+            traces[f"{type(module).__name__}.{name} of {prefix or 'the network'}"] = trace_of(value)
     return traces
 
 

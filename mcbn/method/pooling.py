@@ -70,13 +70,9 @@ def scale_and_shift(
 _RELUS = {F.relu, torch.relu, Tensor.relu}
 _POOLS_2D = {F.max_pool2d, torch.max_pool2d}
 # With the number of axes that they pool.
-_ADAPTIVE_POOLS: dict[Any, int] = {
-    F.adaptive_avg_pool1d: 1,
-    F.adaptive_avg_pool2d: 2,
-    F.adaptive_avg_pool3d: 3,
-}
-SLOW_POOLS = {*_POOLS_2D, *_ADAPTIVE_POOLS}
-_POOLS = {*_POOLS_2D, F.max_pool1d, torch.max_pool1d, F.max_pool3d, torch.max_pool3d}
+_ADAPTIVE_POOLS = {F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool2d: 2, F.adaptive_avg_pool3d: 3}
+POOLS = {*_POOLS_2D, *_ADAPTIVE_POOLS}
+_MAX_POOLS = {*_POOLS_2D, F.max_pool1d, torch.max_pool1d, F.max_pool3d, torch.max_pool3d}
 
 
 class Run(Protocol):
@@ -149,7 +145,11 @@ class Deferred(Tensor):
         if inplace:
             self.rectified = True
             return self
-        return Deferred(self.layer, self.raw, self.affine, self.run, True)
+        return self.another(True)
+
+    def another(self, rectified: bool) -> Deferred:
+        """One of the same, that the network may write into."""
+        return Deferred(self.layer, self.raw, self.affine, self.run, rectified)
 
     def pool(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Deferred:
         """Pool now: where the weight is negative, the maximum is that of the negative."""
@@ -176,8 +176,8 @@ class Deferred(Tensor):
             if func in _RELUS:
                 return first.activate(kwargs.get("inplace", len(args) > 1 and args[1]))
             if func in _ADAPTIVE_POOLS and _keeps_size(func, first.raw, *args[1:], **kwargs):
-                return first
-            if func in _POOLS and not kwargs.get("return_indices", len(args) > 6 and args[6]):
+                return first.another(first.rectified)
+            if func in _MAX_POOLS and not kwargs.get("return_indices", len(args) > 6 and args[6]):
                 return first.pool(func, args[1:], kwargs)
         return func(*finished(args), **finished(kwargs))
 
@@ -212,7 +212,7 @@ def finished(tree: Any) -> Any:
 
 
 def pool(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The same as ``func``, one of :data:`SLOW_POOLS`, in less time where there is a way."""
+    """The same as ``func``, one of :data:`POOLS`, in less time where there is a way."""
     plain = type(x) is Tensor and x.device.type == "cpu" and x.layout is torch.strided
     # At ties the gradient would be another.
     if not (plain and x.is_floating_point() and x.is_contiguous()) or torch.is_grad_enabled():

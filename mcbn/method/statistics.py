@@ -23,15 +23,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from mcbn.method.pooling import (
-    SLOW_POOLS,
-    UNTRACKED,
-    Deferred,
-    Overwritten,
-    nbytes,
-    normalized,
-    pool,
-)
+from mcbn.method.pooling import POOLS, UNTRACKED, Deferred, Overwritten, nbytes, normalized, pool
 from mcbn.method.prefix import Prefix
 from mcbn.method.tree import tensors_of
 
@@ -234,13 +226,14 @@ class Substitution(TorchFunctionMode, ABC):
                 raise RuntimeError("the network looks at the graph of its gradients")
             if func == _REQUIRES_GRAD and self.count > 1 and self.grad:
                 return torch.func.debug_unwrap(args[0]).requires_grad  # vmap says False
+        compute = partial(pool, func) if func in POOLS and args else func
         if prefix is None or (not prefix.open and prefix.position == len(prefix.log)):
-            return func(*args, **kwargs)
+            return compute(*args, **kwargs)
         if args and type(args[0]) is Deferred:  # it asks by itself
             return func(*args, **kwargs)
         if kwargs.get("generator") is not None:
             prefix.drew = True
-        return prefix.once(func, lambda: func(*args, **kwargs))
+        return prefix.once(func, lambda: compute(*args, **kwargs))
 
     def source(self, tensor: Tensor) -> _BatchNorm | None:
         """The layer whose running mean or variance this is, or a view of one."""
@@ -358,12 +351,6 @@ class MiniBatch(Substitution):
         for layer, buffers in self.watched.items():
             if error is None and buffers.read and not self.drawn[layer]:
                 raise self.used_by(layer, "code that cannot be seen (a thread, a script, C++)")
-
-    def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function that normalizes nothing, and pool in less time."""
-        if func in SLOW_POOLS and args:
-            return pool(func, *args, **kwargs)
-        return func(*args, **kwargs)
 
     def unowned(self, handed: Handover) -> None:
         """Raise RuntimeError for what the original holds of which this network is a copy."""
