@@ -174,6 +174,8 @@ def trace_of(tree: Any) -> Any:
     """What is something else after a write into ``tree``."""
     if isinstance(tree, Tensor) or type(tree) in PLAIN:
         return _mark(tree)
+    if type(tree) is tuple and PLAIN.issuperset(map(type, tree)):  # such as a kernel's size
+        return tree
     return [(path, _mark(value)) for path, value in walk(tree)]
 
 

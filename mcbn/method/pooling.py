@@ -3,6 +3,8 @@
 A maximum can be taken before a scale and a shift as well as after them, if the sign of the scale is
 known, and it is that of the layer's weight. So the output of a batch norm layer waits, as
 :class:`Deferred`, for a pooling that may follow. To anything else it is the tensor itself.
+
+Some poolings PyTorch does slowly, and :func:`pool` in less time.
 """
 
 from __future__ import annotations
