@@ -592,31 +592,6 @@ def test_setup_alone_says_what_to_call(tiny, tmp_path, capsys):
     assert "call prepare_data()" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"source": "half"}, r"source='half', wanted 'auto', 'full' or 'sample'"),
-        ({"val_split": 1.0}, r"val_split=1\.0, wanted a share"),
-        ({"val_split": -0.1}, r"val_split=-0\.1, wanted a share"),
-        ({"val_split": float("nan")}, r"val_split=nan, wanted a share"),
-        ({"batch_size": 0}, r"batch_size=0; it must be at least 1"),
-        ({"batch_size": 12.5}, r"batch_size=12\.5 is a float; pass an integer"),
-        ({"batch_size": "128"}, r"batch_size='128' is a str; pass an integer"),
-        ({"num_workers": -1}, r"num_workers=-1; it must be at least 0"),
-    ],
-)
-def test_bad_arguments_are_named(options, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        MNISTDataModule(**options)
-
-
-def test_a_split_that_holds_out_nothing_or_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match=r"val_split=1e-05 holds out none of 4,000 images"):
-        sample(val_split=1e-5).setup()
-    with pytest.raises(ValueError, match=r"name='training', wanted 'train'"):
-        sample().dataset("training")
-
-
 # Damaged files
 
 DAMAGE = {

@@ -495,70 +495,6 @@ def test_two_processes_hold_the_same_statistics(tmp_path: Path) -> None:
 # --- Wrong use ---------------------------------------------------------------------------------
 
 
-def test_before_fit() -> None:
-    with pytest.raises(
-        RuntimeError, match=r"holds no statistics yet; call fit\(train_dataloader\)"
-    ):
-        MCBatchNorm(small(), 4).eval()(torch.randn(5, 6))
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"model": "lenet"}, TypeError, "model is a str"),
-        ({"model": nn.Linear(2, 2)}, ValueError, "Linear has no batch norm layer"),
-        ({"num_estimators": 0}, ValueError, "num_estimators=0; it must be at least 1"),
-        ({"num_estimators": 2.0}, TypeError, "num_estimators=2.0 is a float"),
-        ({"num_estimators": True}, TypeError, "num_estimators=True is a bool"),
-        ({"mc_batch_size": -1}, ValueError, "mc_batch_size=-1"),
-        ({"correction": 2}, ValueError, "correction=2"),
-        ({"momentum": 0}, ValueError, "momentum=0"),
-        ({"momentum": 1.5}, ValueError, "momentum=1.5"),
-        ({"path": "fast"}, ValueError, "path='fast'"),
-        ({"chunk_bytes": 0}, ValueError, "chunk_bytes=0"),
-        (
-            {"model": nn.BatchNorm1d(2, track_running_stats=False), "momentum": 0.1},
-            ValueError,
-            "keeps none; use momentum=1.0",
-        ),
-    ],
-)
-def test_wrong_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        MCBatchNorm(**{"model": small(), **options})
-
-
-def _fails_midway() -> Iterator[Tensor]:
-    yield batches()[0]
-    raise OSError("disk gone")
-
-
-@pytest.mark.parametrize(
-    ("data", "error", "message"),
-    [
-        (batches(3), ValueError, "each of the 4 estimators, but the data ended after 3"),
-        ([], ValueError, "ended after 0"),
-        (5, TypeError, "a int, which cannot be iterated over"),
-        (DataLoader(TensorDataset(torch.randn(7, 6))), ValueError, "the loader's dataset has 7"),
-        (_fails_midway, OSError, "disk gone"),
-        ([torch.randn(1, 6)] * 4, ValueError, r"1 value\(s\) a channel"),
-        ([torch.full((9, 6), torch.nan)] * 4, ValueError, "layer '1' saw is not finite"),
-        ([torch.full((9, 6), torch.inf)] * 4, ValueError, "not finite"),
-        ([("no tensor", torch.randn(9, 6))] * 4, TypeError, "pass input_fn="),
-        ([torch.randn(9, 5)] * 4, RuntimeError, "shapes cannot be multiplied"),
-    ],
-)
-def test_a_failed_fit_keeps_the_former_statistics(
-    data: Any, error: type[Exception], message: str
-) -> None:
-    mc, x = fitted_small(mc_batch_size=8), torch.randn(5, 6)
-    before, modes = mc(x), [m.training for m in mc.modules()]
-    with pytest.raises(error, match=message):
-        mc.fit(data() if callable(data) else data)
-    assert torch.equal(mc(x), before)
-    assert [m.training for m in mc.modules()] == modes
-
-
 def test_a_failed_first_fit_leaves_nothing_behind() -> None:
     mc = MCBatchNorm(small(), 4)
     with pytest.raises(ValueError, match="ended after 1"):
@@ -566,27 +502,6 @@ def test_a_failed_first_fit_leaves_nothing_behind() -> None:
     with pytest.raises(RuntimeError, match="holds no statistics yet"):
         mc.eval()(torch.randn(5, 6))
     assert torch.equal(mc.model(torch.zeros(2, 6)), small()(torch.zeros(2, 6)))
-
-
-def test_generator_must_be_one_of_the_cpu() -> None:
-    with pytest.raises(TypeError, match=r"pass a torch\.Generator of the CPU"):
-        MCBatchNorm(small(), 4).fit(batches(), generator=3)  # pyright: ignore
-
-
-@pytest.mark.parametrize("indices", [[4], [-1]])
-def test_resample_of_an_estimator_that_is_not_there(indices: list[int]) -> None:
-    with pytest.raises(IndexError, match="there are num_estimators=4: 0 to 3"):
-        fitted_small().resample(batches(), indices)
-
-
-def test_resample_before_fit() -> None:
-    with pytest.raises(RuntimeError, match="holds no statistics yet"):
-        MCBatchNorm(small(), 4).resample(batches(), [0])
-
-
-def test_a_state_of_another_number_of_estimators() -> None:
-    with pytest.raises(RuntimeError, match="num_estimators=3; build one with as many"):
-        MCBatchNorm(small(), 3).load_state_dict(fitted_small().state_dict())
 
 
 def test_a_state_with_statistics_missing() -> None:

@@ -126,25 +126,3 @@ def test_gradients_flow() -> None:
     values = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
     for function in (predictive.mean_probs, lambda x: predictive.mutual_information(x.softmax(-1))):
         assert torch.autograd.gradcheck(function, (values,))
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: predictive.mean_probs(torch.zeros(3)), r"shape \(3,\), wanted .* \(batch, clas"),
-        (lambda: predictive.mean_probs(torch.zeros(2, 3, 4, 5)), r"\(2, 3, 4, 5\), wanted"),
-        (lambda: predictive.mean_probs(torch.zeros(0, 3, 4)), r"\(0, 3, 4\).* no axis empty"),
-        (lambda: predictive.probabilities(torch.zeros(3, dtype=torch.long)), "type torch.int64"),
-        (lambda: predictive.probabilities(torch.tensor(1.0)), r"shape \(\), wanted"),
-        (lambda: predictive.entropy(torch.tensor(1.0)), r"shape \(\), wanted"),
-        (lambda: predictive.mutual_information(torch.zeros(3, 4)), "num_estimators, batch, clas"),
-        (lambda: predictive.disagreement(torch.zeros(3, 4)), "num_estimators, batch, classes"),
-        (lambda: predictive.summarise_classification(torch.zeros(4)), r"shape \(4,\)"),
-        (lambda: predictive.summarise_regression(torch.zeros(4)), "num_estimators, batch"),
-        (lambda: predictive.summarise_regression(torch.zeros(4, 2), -1.0), "noise_variance=-1.0"),
-        (lambda: predictive.summarise_regression(torch.zeros(4, 2), math.nan), "wanted a number"),
-    ],
-)
-def test_bad_input_is_named(call, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()

@@ -143,20 +143,6 @@ def test_what_the_table_cannot_give_is_refused(write, options, message):
         TableDataModule(path, **options).setup()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"batch_size": 0},
-        {"val_split": -0.1},
-        {"test_split": 0},
-        {"val_split": 0.5, "test_split": 0.5},
-    ],
-)
-def test_arguments_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match=r"wanted|must be"):
-        TableDataModule(**options)
-
-
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "t.csv").write_text("1,2\n3,4\n")
@@ -200,8 +186,3 @@ def test_a_cell_of_a_data_frame_that_is_no_number_is_named(cell):
         TableDataModule(frame).setup()
     with pytest.raises(ValueError, match="0 rows make 0 for training"):
         TableDataModule(frame[:0]).setup()
-
-
-def test_an_unknown_part_is_refused():
-    with pytest.raises(ValueError, match="part='ood', wanted 'train', 'val' or 'test'"):
-        TableDataModule().dataset("ood")

@@ -73,16 +73,3 @@ def test_a_network_in_training_keeps_its_gradients() -> None:
     assert not temperature.requires_grad
     (logits / temperature).sum().backward()
     torch.testing.assert_close(logits.grad, (1 / temperature).expand(5, 3))
-
-
-@pytest.mark.parametrize(
-    "target", [torch.zeros(3), torch.zeros(2, dtype=torch.long), torch.zeros(3, 1).long()]
-)
-def test_labels_of_another_shape_or_type_are_refused(target: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"wanted integer labels of shape \(3,\)"):
-        fit_temperature(torch.zeros(3, 2), target)
-
-
-def test_logits_of_another_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"wanted floating point logits"):
-        fit_temperature(torch.zeros(3), torch.zeros(3, dtype=torch.long))
