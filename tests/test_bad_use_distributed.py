@@ -1,4 +1,4 @@
-"""Wrong use in one of two processes; apart from the others, as each process imports this file."""
+"""Wrong use in one of two processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, multiprocessing, nn
+from processes import in_two_processes
+from torch import Tensor, nn
 
 from mcbn import MCBatchNorm
 
@@ -19,10 +20,7 @@ def batches(count: int) -> list[Tensor]:
     return [torch.randn(9, 6) for _ in range(count)]
 
 
-def _one_fails(rank: int, file: str, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=2
-    )
+def one_fails(rank: int) -> tuple[list[str], bool, dict[str, Tensor]]:
     torch.manual_seed(0)
     mc = MCBatchNorm(network(), 4).fit(batches(4))
     before, said = mc.state_dict(), []
@@ -33,7 +31,7 @@ def _one_fails(rank: int, file: str, folder: str) -> None:
     wrong: list[Callable[[], object]] = [
         lambda: mc.fit(batches(4 if rank else 3)),
         lambda: mc.fit(batches(0 if rank else 4)),
-        lambda: mc.resample(batches(4), [0, 1] if rank else [0, "1"]),  # pyright: ignore
+        lambda: mc.resample(batches(4), [0, 1] if rank else [0, "1"]),
         lambda: fresh.fit(batches(4)),
     ]
     for use in wrong:
@@ -44,15 +42,11 @@ def _one_fails(rank: int, file: str, folder: str) -> None:
     same = all(torch.equal(value, before[key]) for key, value in mc.state_dict().items())
     same = same and not fresh.fitted and fresh._plan == MCBatchNorm(network(), 4)._plan
     mc.fit(batches(4))  # and they are still in step
-    torch.save((said, same, mc.state_dict()), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return said, same, mc.state_dict()
 
 
 def test_where_fit_fails_in_one_process_it_fails_in_all(tmp_path: Path) -> None:
-    multiprocessing.spawn(_one_fails, (str(tmp_path / "init"), str(tmp_path)), nprocs=2)
-    (first, same, state), (second, also_same, other) = (
-        torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)
-    )
+    (first, same, state), (second, also_same, other) = in_two_processes(one_fails, tmp_path)
     there = "RuntimeError: fit failed in 1 of 2 processes, though not in this one; look for the err"
     assert all(s.startswith(there) for s in (first[1], second[0], second[2], first[3]))
     assert second[3] == "ZeroDivisionError: division by zero"

@@ -74,7 +74,7 @@ def test_each_claim_is_measured_over_the_seeds(three: Measured, folder: Path) ->
 def test_it_goes_on_where_it_was(three: Measured, folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "runs.jsonl", tmp_path)
     printed, rows = measure(tmp_path, "--seeds", "4")
-    assert printed.count("seed") == printed.count("seed 3") == 1
+    assert printed.count("coin, seed") == printed.count("coin, seed 3") == 1
     assert {row["runs"] for row in rows} == {"4"}
     other_text = "'''Other text.'''" + COIN.split('"""', 2)[2]
     assert measure(tmp_path, "--seeds", "1", code=other_text)[0] == ""

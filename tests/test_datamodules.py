@@ -88,6 +88,9 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 50
 
+    def handle_error(self, *_: object) -> None:
+        """Says nothing of a client that hangs up."""
+
 
 @pytest.fixture
 def serve(tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from processes import in_two_processes
 from reference import fitted, predict, randomize, statistics_of
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -448,15 +449,15 @@ def test_compile() -> None:
     torch.testing.assert_close(compiled(x), mc(x))
 
 
-@pytest.mark.parametrize("network", ["lenet", "resnet18"])
+@pytest.mark.parametrize("network", ["lenet", "resnet"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*pytree.*:UserWarning")
 def test_export_and_onnx(network: str, tmp_path: Path) -> None:
     import onnxruntime
-    import torchvision
+    from torchvision.models.resnet import BasicBlock, ResNet
 
     torch.manual_seed(0)
-    model = lenet(1, 10) if network == "lenet" else torchvision.models.resnet18(num_classes=10)
+    model = lenet(1, 10) if network == "lenet" else ResNet(BasicBlock, [1, 1, 1, 1], 10)
     shape = (1, 28, 28) if network == "lenet" else (3, 32, 32)
     mc = MCBatchNorm(randomize(model), 3).fit([torch.randn(6, *shape) for _ in range(3)])
     mc.eval().requires_grad_(False)
@@ -473,21 +474,15 @@ def test_export_and_onnx(network: str, tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(output), mc(x), rtol=1e-4, atol=1e-4)
 
 
-def _distributed(rank: int, file: str, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=2
-    )
+def fitted_with_a_seed_of_its_own(rank: int) -> dict[str, Tensor]:
     data = TensorDataset(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)))
     mc = MCBatchNorm(small(), 4, mc_batch_size=8)
     torch.manual_seed(rank)  # each would draw other mini-batches
-    mc.fit(DataLoader(data))
-    torch.save(mc.state_dict(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return mc.fit(DataLoader(data)).state_dict()
 
 
 def test_two_processes_hold_the_same_statistics(tmp_path: Path) -> None:
-    multiprocessing.spawn(_distributed, (str(tmp_path / "init"), str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = in_two_processes(fitted_with_a_seed_of_its_own, tmp_path)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
 

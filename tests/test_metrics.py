@@ -16,6 +16,7 @@ import scoringrules
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import in_two_processes
 from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score, roc_curve
 from torch import Tensor
@@ -434,26 +435,21 @@ def widen(x: Tensor | float) -> Tensor | float:
     return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
-def run_process(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
+def with_the_other(rank: int) -> dict[tuple[str, int], Tensor]:
+    """Of 24 examples, of which the first process has 7 or all."""
     warnings.filterwarnings("ignore", "The ``compute`` method of metric")  # where one has none
     results = {}
     for name, make in ALL.items():
         examples = make_inputs(name, 24, seed=4)
-        for case, first in [("uneven", 7), ("one has none", 24)]:
+        for first in (7, 24):
             mine = [tuple(map(widen, row)) for row in examples[:first]]  # in float64 on rank 0
             mine = mine if rank == 0 else examples[first:]
-            results[name, case] = update_all(make(), mine).compute()
-    torch.save(results, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+            results[name, first] = update_all(make(), mine).compute()
+    return results
 
 
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(run_process, (str(tmp_path),), nprocs=2)
-    for rank in range(2):
-        results = torch.load(tmp_path / f"{rank}.pt")
+    for results in in_two_processes(with_the_other, tmp_path):
         assert len(results) == 2 * len(ALL)
         for (name, _), result in results.items():
             alone = update_all(ALL[name](), make_inputs(name, 24, seed=4)).compute()

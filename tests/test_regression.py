@@ -14,11 +14,6 @@ from mcbn.predictive import fit_noise_precision
 from mcbn.results import ResultTables
 from mcbn.training.routines import RegressionRoutine
 
-pytestmark = pytest.mark.filterwarnings(
-    # Lightning recommends one device, as its sampler repeats examples; here they do not count.
-    "ignore:Using `DistributedSampler` with the dataloaders"
-)
-
 
 class Fixed(nn.Module):
     """Gives the predictions that it finds in the input, ``(batch, S, targets)``, estimators first.
@@ -79,14 +74,6 @@ def test_metrics_are_those_of_the_paper(num_estimators, num_targets, tau, scale)
     predictions, target = sample(num_estimators, num_targets)
     results = results_of(predictions, target, noise_precision=tau, target_scale=scale)
     assert results == pytest.approx(expected(predictions, target, tau, scale), rel=1e-5)
-
-
-def test_several_processes_give_the_results_of_one():
-    predictions, target = sample(4, 1)
-    two = {"devices": 2, "strategy": "ddp_spawn"}
-    assert results_of(predictions, target, trainer_options=two) == pytest.approx(
-        results_of(predictions, target), rel=1e-5
-    )
 
 
 def test_targets_without_an_axis_of_their_own_are_one_target():
