@@ -88,17 +88,6 @@ TABLES = {
     "huge": b"1e300,2\n-1e300,3\n2e300,1\n" * 5,
 }
 
-IDX_HEADER = bytes([0, 0, 8, 3]) + (10_000).to_bytes(4, "big") + bytes([0, 0, 0, 28] * 2)
-IMAGES = {
-    "nothing": b"",
-    "truncated": IDX_HEADER + bytes(28),
-    "promising": IDX_HEADER[:4] + b"\x7f\xff\xff\xff" + IDX_HEADER[8:],
-    "of the right size": bytes(47_040_016),
-    "bomb": gzip.compress(bytes(10_000_000)),
-    "html": b"<html>404</html>",
-    "pickle": pickle.dumps([1, 2]),
-}
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -106,11 +95,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
     for name, content in TABLES.items():
         (folder / f"{name}.csv").write_bytes(content)
-    for name, content in IMAGES.items():
-        for file in (*files.MNIST, *files.FASHION):
-            (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name / file).write_bytes(b"" if len(content) > 1e6 else content)
-        (folder / name / files.MNIST[0]).write_bytes(content)
     torch.save({"state_dict": Evil(folder / "executed")}, folder / "evil.pt")
     whole = (folder / "evil.pt").read_bytes()
     (folder / "half.pt").write_bytes(whole[: len(whole) // 2])
@@ -704,9 +688,9 @@ WRONG["noise precision", TypeError] = {
     "target is a list ... a torch.Tensor": precision(UNIT, [1.0]),
 }
 WRONG["noise precision", ValueError] = {
-    "torch.int64 ... wanted finite floating point": precision(LABELS),
-    "predictions ... look for NaN": precision(UNIT * math.nan),
-    "target ... look for NaN and": precision(UNIT, UNIT * math.inf),
+    "torch.int64 ... floating point": precision(LABELS),
+    "predictions ... NaN": precision(UNIT * math.nan),
+    "target ... NaN": precision(UNIT, UNIT * math.inf),
     "(2, 3) ... (2,) ... (num_estimators, *": precision(torch.ones(2, 3)),
     "up to 1e+200 ... in another unit": precision(
         torch.tensor([[1e200], [0.0]], dtype=torch.float64), UNIT[:1], bounds=(1, 2)
@@ -717,6 +701,7 @@ WRONG["noise precision", ValueError] = {
     "bounds=(1,) ... two rising finite": precision(UNIT * 2, bounds=(1,)),
     "bounds=(2, 1) ... two rising": precision(UNIT * 2, bounds=(2, 1)),
     "bounds=ab ... two rising": precision(UNIT * 2, bounds="ab"),
+    "bounds=(1, inf) ... two rising finite": precision(UNIT * 2, bounds=(1, math.inf)),
     "bounds=(0, 1) ... above 0": precision(UNIT * 2, bounds=(0, 1)),
 }
 
@@ -742,10 +727,10 @@ WRONG["regression metrics", ValueError] = {
     "(1, 1) ... wanted floating": crps(target=ONE[None]),
     "target with NaN ... wanted finite": crps(target=ONE * math.nan),
     "wanted all on one device": crps(target=ONE.to("meta")),
-    "not empty": crps(ONE[:0], ONE[:0], ONE[:0]),
+    "empty": crps(ONE[:0], ONE[:0], ONE[:0]),
     "tau=0 ... wanted a finite number above 0": pll(tau=0),
     "tau=nan ... wanted a finite number above 0": pll(tau=math.nan),
-    "shape (1,) ... wanted (num_estimators, *target.shape)": pll(ONE),
+    "shape (1,) ... (num_estimators, *target.shape)": pll(ONE),
     "predictions with NaN or inf": pll(ONE[None] * math.inf),
     "target with NaN or": lambda w: w.metrics["IntervalCoverage"].update(ONE, ONE, ONE * math.inf),
     "level=1.0 ... between 0 and": lambda w: metrics.IntervalCoverage(1.0),
@@ -867,11 +852,11 @@ WRONG["digits", ValueError] = {
     ).dataset("training"),
     "name=['val']": lambda w: MNISTDataModule(source="sample").dataset(["val"]),
     "'../nul.csv' is no file of the datasets ... wanted one of MNIST/raw/train-images": lambda w: (
-        files.read(w.folder / "html", "../nul.csv")
+        files.read(w.folder, "../nul.csv")
     ),
     "'/etc/passwd' is no": lambda w: files.read(w.folder, "/etc/passwd"),
     "'../new' is no file of the datasets": lambda w: files.fetch_missing(
-        w.folder / "html", ["../new"], patient=False
+        w.folder, ["../new"], patient=False
     ),
     "(2, 1, 8, 8) ... (batch, he": lambda w: random_crop(torch.zeros(2, 1, 8, 8), 2),
     "padding=-1": lambda w: random_crop(torch.zeros(2, 8, 8), -1),
@@ -886,16 +871,6 @@ WRONG["digits", TypeError] = {
     "seed=0.5 is a float ... an integer": digits(seed=0.5),
     "images is a list": lambda w: random_crop([1], 2),
     "1.5 is a float": lambda w: random_crop(torch.zeros(2, 8, 8), 1.5),
-}
-WRONG["digits", ConnectionError] = {
-    "no mirror gave train-images-idx3-ubyte": lambda w: MNISTDataModule(
-        w.folder / "new", source="full"
-    ).prepare_data(),
-}
-WRONG["digits", FileNotFoundError] = {
-    "train-images-idx3-ubyte is missing ... call prepare_data() to download": lambda w: (
-        MNISTDataModule(w.folder / "new", source="full").setup()
-    ),
 }
 BYTES = torch.zeros(4, 8, 8, dtype=torch.uint8)
 WRONG["images in memory", ValueError] = {
@@ -918,20 +893,6 @@ WRONG["images in memory", IndexError] = {
         BYTES, torch.arange(4), 0.0, 1.0
     )[4],
 }
-for kind in IMAGES:
-    for source in ("auto", "full"):
-        WRONG[f"digits, a file that is {kind}, {source}", ValueError] = {
-            "train-images-idx3-ubyte is damaged ... 47,040,016 bytes ... Delete it": (
-                lambda w, kind=kind, source=source: MNISTDataModule(
-                    w.folder / kind, source=source
-                ).dataset("train")
-            )
-        }
-    WRONG[f"clothes, a file that is {kind}", ValueError] = {
-        "t10k-labels-idx1-ubyte is damaged ... 10,008 bytes ... Delete it to have it": (
-            lambda w, kind=kind: files.read(w.folder / kind, files.FASHION[1])
-        )
-    }
 
 # --- Training and testing ------------------------------------------------------------------------
 
@@ -1018,6 +979,8 @@ PAIR = "wanted a pair of inputs and targets; give the loader a collate_fn="
 
 WRONG["routine", ValueError] = {
     "num_classes=1 ... at least 2": lambda w: classifier(1),
+    "noise_precision=inf ... above 0": lambda w: regressor(noise_precision=math.inf),
+    "target_scale=-1.0 ... above 0": lambda w: regressor(target_scale=-1.0),
     "noise_precision=0": lambda w: regressor(noise_precision=0),
     "target_scale=nan ... above": lambda w: regressor(target_scale=math.nan),
     "noise_precision=-1.0 ... wanted a finite number above 0": testing(
@@ -1207,14 +1170,21 @@ WRONG["plot", ValueError] = {
         PICTURES, PROBS, axes=w.axes[0, :2]
     ),
     "2 tensors as": lambda w: plot.plot_reliability((THREE, THREE)),
-    "accuracy of shape (2,) ... wanted (3)": lambda w: plot.plot_reliability((THREE, UNIT, THREE)),
+    "accuracy ... of shape (2,), wanted (3)": lambda w: plot.plot_reliability((THREE, UNIT, THREE)),
+    "published of shape (3,), wanted (2)": lambda w: plot.plot_published(
+        "ab", (UNIT, UNIT), THREE, "CRPS"
+    ),
+    "3 tensors as measured": lambda w: plot.plot_published("ab", (UNIT,) * 3, UNIT, "CRPS"),
+    "widths['x'] of shape (3,), wanted (2)": lambda w: plot.plot_sorted_errors(
+        UNIT, {"x": THREE}, "price"
+    ),
     "hold no image": lambda w: plot.plot_reliability((THREE * 0, THREE, THREE)),
     "risk of shape (2,) ... (3)": lambda w: plot.plot_risk_coverage(THREE, UNIT),
     "curves of shape (4, 5) ... wanted (num_estimators, 3)": lambda w: plot.plot_curves(
         THREE, torch.rand(4, 5), ax=w.axes[0, 0]
     ),
     "(0, 3) ... no axis empty": lambda w: plot.plot_curves(THREE, torch.rand(0, 3)),
-    "points[1] of shape (2,) ... wanted (3)": lambda w: plot.plot_curves(
+    "points ... of shape (2,) ... wanted (3)": lambda w: plot.plot_curves(
         THREE, torch.rand(4, 3), (THREE, UNIT), ax=w.axes[0, 0]
     ),
     "1 tensors as poi": lambda w: plot.plot_curves(THREE, torch.rand(4, 3), (THREE,)),
@@ -1254,8 +1224,8 @@ WRONG["plot", ValueError] = {
     "values['a'] with NaN or infinity ... wanted finite numbers": lambda w: plot.plot_histograms(
         {"a": THREE * math.nan}, "x", w.axes[0, 0]
     ),
-    "curves['a'][1] of shape (2,)": lambda w: plot.plot_roc({"a": (THREE, UNIT)}),
-    "3 tensors ... two rates": lambda w: plot.plot_roc({"a": (THREE, THREE, THREE)}),
+    "curves['a'] ... of shape (2,)": lambda w: plot.plot_roc({"a": (THREE, UNIT)}),
+    "3 tensors ... rate": lambda w: plot.plot_roc({"a": (THREE, THREE, THREE)}),
     "rows of shape (3,) ... wanted (2)": lambda w: plot.plot_heatmap(
         torch.rand(2, 3), "abc", "xyz", "abc", w.axes[0, 0]
     ),

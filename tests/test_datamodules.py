@@ -605,6 +605,7 @@ DAMAGE = {
     "header promises more": lambda content: content[:4] + b"\x7f\xff\xff\xff" + content[8:],
     "header of another type": lambda content: b"\0\0\x0e" + content[3:],
     "gzipped": gzip.compress,
+    "a page": lambda content: b"<html>404</html>",
     "gzip bomb": lambda content: gzip.compress(bytes(10_000_000)),
 }
 

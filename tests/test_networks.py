@@ -240,27 +240,6 @@ def test_wrapper_equals_the_slow_reference(name: str, chunk_bytes: int) -> None:
         assert (mc.loop_reason is not None) == (name in LOOPS)
 
 
-def test_two_estimators_one_at_a_time() -> None:
-    """The second gets what the first computed before it changed that in place."""
-
-    class InPlaceLater(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.a, self.b = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.BatchNorm1d(8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.stem(x)
-            y = self.a(x).tanh()
-            x.relu_()
-            return y + self.b(x)
-
-    torch.manual_seed(0)
-    model = randomize(InPlaceLater().double())
-    mc = MCBatchNorm(model, 2, chunk_bytes=1).fit([torch.randn(7, 6).double() for _ in range(2)])
-    x = torch.randn(3, 6).double()
-    assert relative_error(mc(x), torch.stack(predict(model, fitted(mc), x))) < 1e-10
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_second_fit_pools_first_and_is_as_right(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -351,16 +330,6 @@ def test_lazy_layers() -> None:
     torch.testing.assert_close(mc(x), torch.stack(predict(model, fitted(mc), x)))
 
 
-def test_hooks_see_every_estimator() -> None:
-    torch.manual_seed(0)
-    model = randomize(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)))
-    mc = MCBatchNorm(model, 3).fit([torch.randn(7, 6) for _ in range(3)])
-    seen = []
-    mc.model[2].register_forward_hook(lambda module, args, output: seen.append(output))
-    output = mc(torch.randn(4, 6))
-    torch.testing.assert_close(torch.stack(seen), output)
-
-
 def test_mini_batches_that_do_not_reach_a_layer() -> None:
     class Sometimes(nn.Module):
         def __init__(self) -> None:
@@ -382,23 +351,6 @@ def test_mini_batches_that_do_not_reach_a_layer() -> None:
     draws[1]["sometimes"] = [(trained.running_mean, trained.running_var)]
     x = torch.rand(2, 6)
     torch.testing.assert_close(mc(x), torch.stack(predict(model, draws, x)))
-
-
-def test_more_calls_than_fit_saw_is_an_error() -> None:
-    class Repeats(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bn, self.times = nn.BatchNorm1d(6), 1
-
-        def forward(self, x: Tensor) -> Tensor:
-            for _ in range(self.times):
-                x = self.bn(x)
-            return x
-
-    mc = MCBatchNorm(Repeats(), 2).eval().fit([torch.randn(7, 6) for _ in range(2)])
-    mc.model.times = 2
-    with pytest.raises(RuntimeError, match="2 times, but those of fit did so 1 times"):
-        mc(torch.randn(2, 6))
 
 
 def _torchvision(name: str) -> nn.Module:
