@@ -376,14 +376,13 @@ def test_workers_load_the_same_images(start, num_workers):
         assert torch.equal(labels, wanted_labels)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_seed_repeats_order_and_crops(num_workers):
-    def epochs(seed: int) -> list[torch.Tensor]:
+def test_a_seed_repeats_order_and_crops_whatever_the_workers():
+    def epochs(seed: int, num_workers: int) -> list[torch.Tensor]:
         torch.manual_seed(seed)
         loader = sample(batch_size=500, num_workers=num_workers).train_dataloader()
         return [torch.cat([images for images, _ in loader]) for _ in range(2)]
 
-    first, again, other = epochs(3), epochs(3), epochs(4)
+    first, again, other = epochs(3, 0), epochs(3, 2), epochs(4, 0)
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0], first[1])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -128,39 +127,6 @@ class Squeezes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.adaptive_avg_pool2d(self.bn(self.conv(x)), 1)
         return self.head(x.squeeze())
-
-
-class BatchNormAct(nn.BatchNorm2d):
-    """A subclass with a forward of its own, that calls functional batch norm."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        mean, var = self.running_mean, self.running_var
-        x = F.batch_norm(input, mean, var, self.weight, self.bias, self.training, 0.1, self.eps)
-        return F.silu(x)
-
-
-class Point(NamedTuple):
-    mean: Tensor
-    log_var: Tensor
-
-
-@dataclasses.dataclass
-class Output:
-    logits: Tensor
-    parts: dict[str, Tensor]
-    name: str = "seven"
-
-
-class Structured(nn.Module):
-    """Dataclass, dict and named tuple out, two inputs in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bn, self.head = nn.BatchNorm1d(6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor, *, scale: Tensor) -> tuple[Output, Point]:
-        x = self.bn(x) * scale
-        return Output(self.head(x), {"x": x, "scale": scale}), Point(x.mean(1), x.exp())
 
 
 def volume() -> nn.Module:
@@ -291,32 +257,6 @@ def test_what_estimators_share_is_computed_once(
         pooled.clear()
         mc(x)
     assert len(pooled) == 1 + -(-5 // at_once)  # the first pooling once, the second in every chunk
-
-
-def test_structured_outputs_and_several_inputs() -> None:
-    torch.manual_seed(0)
-    model = randomize(Structured())
-    batches = [{"x": torch.randn(9, 6), "scale": torch.rand(9, 1)} for _ in range(4)]
-    mc = MCBatchNorm(model, 4).fit(batches, input_fn=lambda batch: batch)
-    x, scale = torch.randn(2, 6), torch.rand(2, 1)
-    output, point = mc(x, scale=scale)
-    assert isinstance(output, Output)
-    assert isinstance(point, Point)
-    assert output.name == "seven"
-    expected = predict(model, fitted(mc), x, scale=scale)
-    for s, each in enumerate(expected):
-        for got, wanted in zip(tensors_of((output, point)), tensors_of(each), strict=True):
-            torch.testing.assert_close(got[s], wanted)
-
-
-def test_a_subclass_keeps_its_own_forward() -> None:
-    torch.manual_seed(0)
-    model = randomize(nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct(4), nn.MaxPool2d(2)))
-    mc = MCBatchNorm(model, 3).fit([torch.randn(6, 3, 8, 8) for _ in range(3)])
-    x = torch.randn(2, 3, 8, 8)
-    plain = nn.Sequential(model[0], nn.BatchNorm2d(4), nn.SiLU(), model[2])
-    plain[1].load_state_dict(model[1].state_dict())
-    torch.testing.assert_close(mc(x), torch.stack(predict(plain, fitted(mc), x)))
 
 
 def test_lazy_layers() -> None:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from mcbn import MCBatchNorm, lenet, metrics
-from mcbn.data.digits import MNISTDataModule
 from mcbn.data.images import InMemoryImages, ready_batch
 from mcbn.predictive import mean_probs
 
@@ -79,19 +78,6 @@ def test_statistics_of_cropped_images_do_not_depend_on_the_workers(num_workers: 
     )
     for key, value in mc.state_dict().items():
         assert torch.equal(value, other.state_dict()[key])
-
-
-def test_an_epoch_does_not_depend_on_the_workers() -> None:
-    epochs = []
-    for workers in (0, 2):
-        torch.manual_seed(3)
-        loader = MNISTDataModule(
-            source="sample", batch_size=500, num_workers=workers
-        ).train_dataloader()
-        epochs.append([torch.cat([images for images, _ in loader]) for _ in range(2)])
-    assert torch.equal(epochs[0][0], epochs[1][0])
-    assert torch.equal(epochs[0][1], epochs[1][1])
-    assert not torch.equal(epochs[0][0], epochs[0][1])
 
 
 def small() -> nn.Module:
