@@ -894,7 +894,7 @@ WRONG["images in memory", IndexError] = {
     )[4],
 }
 
-# --- Training and testing ------------------------------------------------------------------------
+# --- Training and in_test ------------------------------------------------------------------------
 
 
 def trainer(**options: Any) -> Trainer:
@@ -925,9 +925,9 @@ def stage(
     return lambda w: getattr(trainer(), name)(routine(w), data(), **options)
 
 
-training = functools.partial(stage, "fit")
-validating = functools.partial(stage, "validate", verbose=False)
-testing = functools.partial(stage, "test", verbose=False)
+in_fit = functools.partial(stage, "fit")
+in_validation = functools.partial(stage, "validate", verbose=False)
+in_test = functools.partial(stage, "test", verbose=False)
 
 
 def tuned(**attributes: Any) -> Callable[[World], RegressionRoutine]:
@@ -983,10 +983,10 @@ WRONG["routine", ValueError] = {
     "target_scale=-1.0 ... above 0": lambda w: regressor(target_scale=-1.0),
     "noise_precision=0": lambda w: regressor(noise_precision=0),
     "target_scale=nan ... above": lambda w: regressor(target_scale=math.nan),
-    "noise_precision=-1.0 ... wanted a finite number above 0": testing(
+    "noise_precision=-1.0 ... wanted a finite number above 0": in_test(
         tuned(noise_precision=-1.0), targets
     ),
-    "target_scale=nan ... wanted a finite number above 0": testing(
+    "target_scale=nan ... wanted a finite number above 0": in_test(
         tuned(target_scale=math.nan), targets
     ),
 }
@@ -999,19 +999,19 @@ WRONG["routine", TypeError] = {
     "loss='ce' is a str ... a function": lambda w: classifier(loss="ce"),
     "optim_recipe='adam' is a str ... optimizer": lambda w: classifier(recipe="adam"),
     "optim_recipe=None ... a function": lambda w: classifier(recipe=None),
-    "optim_recipe gave None ... return an optimizer": training(
+    "optim_recipe gave None ... return an optimizer": in_fit(
         lambda w: classifier(recipe=lambda model: None)
     ),
-    "the loss gave a NoneType ... wanted a tensor of one number ... return the mean": training(
+    "the loss gave a NoneType ... wanted a tensor of one number ... return the mean": in_fit(
         lambda w: classifier(loss=lambda a, b: None)
     ),
-    "the loss gave a Tensor (4,) ... wanted a tensor of one number ... return the mean": training(
+    "the loss gave a Tensor (4,) ... wanted a tensor of one number ... return the mean": in_fit(
         lambda w: classifier(loss=nn.CrossEntropyLoss(reduction="none"))
     ),
     "='1' is a str ... finite": lambda w: regressor(noise_precision="1"),
 }
 WRONG["routine", MisconfigurationException] = {
-    "Unknown configuration for model optimizers": training(
+    "Unknown configuration for model optimizers": in_fit(
         lambda w: classifier(recipe=lambda model: model)
     ),
 }
@@ -1020,96 +1020,96 @@ WRONG["Trainer", TypeError] = {
     "argument 'max_step'": lambda w: Trainer(max_step=3),
 }
 WRONG["Trainer.fit", TypeError] = {
-    "got `Sequential`": training(lambda w: network()),
-    f"the network gives a tuple ... {PREDICTIONS}": training(lambda w: gives(tuple), targets),
-    f"the network gives a dict ... {LOGITS}": training(
+    "got `Sequential`": in_fit(lambda w: network()),
+    f"the network gives a tuple ... {PREDICTIONS}": in_fit(lambda w: gives(tuple), targets),
+    f"the network gives a dict ... {LOGITS}": in_fit(
         lambda w: gives(lambda x: {"logits": x[0]}, classes=3)
     ),
-    f"a list of 1 ... {PAIR}": training(lambda w: w.routine, unlabelled),
-    f"a Tensor of 2 ... {PAIR}": training(
+    f"a list of 1 ... {PAIR}": in_fit(lambda w: w.routine, unlabelled),
+    f"a Tensor of 2 ... {PAIR}": in_fit(
         lambda w: w.routine, lambda: DataLoader(torch.randn(8, 6), batch_size=2)
     ),
-    f"a dict of 2 ... {PAIR}": training(lambda w: w.routine, dicts),
+    f"a dict of 2 ... {PAIR}": in_fit(lambda w: w.routine, dicts),
 }
 WRONG["Trainer.validate", TypeError] = {
-    f"the network gives a NoneType ... {PREDICTIONS}": validating(
+    f"the network gives a NoneType ... {PREDICTIONS}": in_validation(
         lambda w: gives(lambda x: None), targets
     ),
-    f"the network gives a list ... {LOGITS}": validating(lambda w: gives(list, classes=3)),
-    f"a list of 3 ... {PAIR}": validating(
+    f"the network gives a list ... {LOGITS}": in_validation(lambda w: gives(list, classes=3)),
+    f"a list of 3 ... {PAIR}": in_validation(
         lambda w: w.routine, lambda: DataLoader(TensorDataset(*[torch.zeros(8)] * 3))
     ),
 }
 WRONG["Trainer.test", TypeError] = {
-    f"the network gives a dict ... {PREDICTIONS}": testing(
+    f"the network gives a dict ... {PREDICTIONS}": in_test(
         lambda w: gives(lambda x: {"mean": x[0]}), targets
     ),
-    f"the network gives a Normal ... {PREDICTIONS}": testing(
+    f"the network gives a Normal ... {PREDICTIONS}": in_test(
         lambda w: gives(lambda x: torch.distributions.Normal(x[0], 1)), targets
     ),
-    "the network gives torch.int64 ... wanted floating-point numbers ... .float()": testing(
+    "the network gives torch.int64 ... wanted floating-point numbers ... .float()": in_test(
         lambda w: gives(lambda x: x[0].long()), targets
     ),
-    f"the network gives a ndarray ... {PREDICTIONS}": testing(
+    f"the network gives a ndarray ... {PREDICTIONS}": in_test(
         lambda w: gives(lambda x: x[0].numpy()), targets
     ),
-    f"the network gives a tuple ... {PREDICTIONS}": testing(
+    f"the network gives a tuple ... {PREDICTIONS}": in_test(
         lambda w: gives(tuple, wrapped=True), targets
     ),
-    f"the network gives a NoneType ... {LOGITS}": testing(
+    f"the network gives a NoneType ... {LOGITS}": in_test(
         lambda w: gives(lambda x: None, classes=3)
     ),
-    "the targets of a batch are a dict ... wanted a tensor ... collate_fn=": testing(
+    "the targets of a batch are a dict ... wanted a tensor ... collate_fn=": in_test(
         lambda w: w.regression,
         lambda: DataLoader([(torch.ones(6), {"y": 1.0})] * 8, batch_size=4),
     ),
-    f"a list of 1 ... {PAIR}": testing(lambda w: w.routine, unlabelled),
-    f"a dict of 2 ... {PAIR}": testing(lambda w: w.routine, dicts),
+    f"a list of 1 ... {PAIR}": in_test(lambda w: w.routine, unlabelled),
+    f"a dict of 2 ... {PAIR}": in_test(lambda w: w.routine, dicts),
 }
 WRONG["Trainer.test of a regression", TypeError] = {
-    f"a dict of 2 ... {PAIR}": testing(lambda w: w.regression, dicts),
+    f"a dict of 2 ... {PAIR}": in_test(lambda w: w.regression, dicts),
 }
 WRONG["Trainer", MisconfigurationException] = {
     "`train_dataloader` must be implemented": lambda w: trainer().fit(w.routine),
     "`test_dataloader` must be": lambda w: trainer().test(w.routine),
 }
 WRONG["Trainer.fit", ValueError] = {
-    "gives (4, 3) ... wanted num_classes=5 logits ... build the network or the": training(
+    "gives (4, 3) ... wanted num_classes=5 logits ... build the network or the": in_fit(
         lambda w: classifier(5)
     ),
 }
 WRONG["Trainer.validate", ValueError] = {
-    "gives (4, 3) ... wanted num_classes=5 logits": validating(lambda w: classifier(5)),
+    "gives (4, 3) ... wanted num_classes=5 logits": in_validation(lambda w: classifier(5)),
 }
 WRONG["Trainer.test", ValueError] = {
-    "no batch ... a loader with at least one": testing(lambda w: w.routine, list),
-    "gives (4, 3) ... wanted num_classes=2 logits": testing(lambda w: classifier(2)),
-    "from 0 to 3 ... wanted 0 to 2 for 3 classes": testing(
+    "no batch ... a loader with at least one": in_test(lambda w: w.routine, list),
+    "gives (4, 3) ... wanted num_classes=2 logits": in_test(lambda w: classifier(2)),
+    "from 0 to 3 ... wanted 0 to 2 for 3 classes": in_test(
         lambda w: w.routine, lambda: pairs(y=torch.arange(8))
     ),
-    "type torch.float32 ... wanted integer labels": testing(
+    "type torch.float32 ... wanted integer labels": in_test(
         lambda w: w.routine, lambda: pairs(y=torch.rand(8))
     ),
-    "shape (4, 3) ... wanted integer labels of shape (4,)": testing(
+    "shape (4, 3) ... wanted integer labels of shape (4,)": in_test(
         lambda w: w.routine, lambda: pairs(y=torch.eye(8)[:, :3].long())
     ),
-    "from nan up ... wanted probabilities ... look for NaN": testing(
+    "from nan up ... wanted probabilities ... look for NaN": in_test(
         lambda w: w.routine, lambda: pairs(torch.full((8, 6), math.nan))
     ),
-    "shape (4, 1) ... (4,) ... make the targets (batch, 1)": testing(
+    "shape (4, 1) ... (4,) ... make the targets (batch, 1)": in_test(
         lambda w: w.regression, lambda: pairs(y=torch.ones(8))
     ),
-    "target with NaN or infinity ... wanted finite numbers": testing(
+    "target with NaN or infinity ... wanted finite numbers": in_test(
         lambda w: w.regression, lambda: pairs(y=torch.full((8, 1), math.nan))
     ),
 }
 WRONG["Trainer.test", RuntimeError] = {
-    "holds no statistics yet ... call fit(train_dataloader) first": testing(
+    "holds no statistics yet ... call fit(train_dataloader) first": in_test(
         lambda w: classifier(model=MCBatchNorm(network(), 4))
     ),
 }
 WRONG["Trainer.test", FileNotFoundError] = {
-    "no.ckpt": testing(lambda w: w.routine, ckpt_path="no.ckpt"),
+    "no.ckpt": in_test(lambda w: w.routine, ckpt_path="no.ckpt"),
 }
 RESULTS = "pass what Trainer.test returned, or a dict of several such by name"
 WRONG["result tables", TypeError] = {
@@ -1353,7 +1353,7 @@ def test_a_batch_that_tells_nothing_chooses_no_path(first: Tensor) -> None:
     loaded.load_state_dict(fitted.state_dict())
     loaded(first)
     x = torch.randn(5, 6)
-    torch.testing.assert_close(loaded(x), fitted(x))
+    torch.in_test.assert_close(loaded(x), fitted(x))
 
 
 def test_infinite_outputs_hide_no_difference_between_the_paths() -> None:
@@ -1362,4 +1362,4 @@ def test_infinite_outputs_hide_no_difference_between_the_paths() -> None:
         MCBatchNorm(Centred(masks=True).eval(), 4, path=path).fit(data)(x)
         for path in ("auto", "loop")
     )
-    torch.testing.assert_close(chosen, loop)
+    torch.in_test.assert_close(chosen, loop)
