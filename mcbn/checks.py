@@ -72,3 +72,44 @@ def check_has_values(**values: Tensor) -> None:
                 f"{name} is on the meta device and holds no values, wanted some; make it on a real "
                 "device."
             )
+
+
+def check_labels(target: Tensor, rows: int) -> None:
+    """Raise ValueError unless these are integers, one for each row."""
+    if target.shape != (rows,) or target.is_floating_point() or target.is_complex():
+        raise ValueError(
+            f"Given target of type {target.dtype} and shape {tuple(target.shape)}, wanted integer "
+            f"labels of shape ({rows},), one for each row."
+        )
+
+
+def check_classes(lowest: float, highest: float, classes: int) -> None:
+    """Raise ValueError unless labels from the one to the other all have a class."""
+    if not 0 <= lowest <= highest < classes:
+        raise ValueError(
+            f"Given labels from {lowest:.0f} to {highest:.0f}, wanted 0 to {classes - 1} for "
+            f"{classes} classes."
+        )
+
+
+def check_regression(target: Tensor, **predicted: Tensor) -> None:
+    """Raise unless all are finite floating point numbers of the target's shape.
+
+    ``predictions`` have the estimators' axis in front; a ``std`` is 0 or more.
+    """
+    given = {"target": target, **predicted}
+    check_tensors(**given)
+    check_has_values(**given)
+    for name, values in given.items():
+        of_estimators = name == "predictions"
+        shape = values.shape[1:] if of_estimators else values.shape
+        if not (shape == target.shape and values.is_floating_point() and values.numel()):
+            wanted = "shape (num_estimators, *target.shape)" if of_estimators else "that shape"
+            raise ValueError(
+                f"Given {name} {values.dtype} of shape {tuple(values.shape)} for a target of shape "
+                f"{tuple(target.shape)}, wanted floating point of {wanted}, no axis empty."
+            )
+        if not values.isfinite().all():
+            raise ValueError(f"Given {name} with NaN or infinity, wanted finite numbers.")
+        if name == "std" and values.amin() < 0:
+            raise ValueError(f"Given a std of {values.amin():.4g}, wanted 0 or more.")

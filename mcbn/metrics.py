@@ -30,7 +30,15 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from mcbn import predictive
-from mcbn.checks import check_count, check_has_values, check_number, check_tensors
+from mcbn.checks import (
+    check_classes,
+    check_count,
+    check_has_values,
+    check_labels,
+    check_number,
+    check_regression,
+    check_tensors,
+)
 
 # ---- values of single examples -------------------------------------------------------------------
 
@@ -54,8 +62,8 @@ def brier_score(probs: Tensor, target: Tensor) -> Tensor:
         >>> brier_score(torch.tensor([[0.75, 0.25]]), torch.tensor([1]))
         tensor([1.1250])
     """
-    probs, target = _checked(probs, target)
-    hit = torch.nn.functional.one_hot(target, probs.shape[1])
+    probs = _checked(probs, target)
+    hit = torch.nn.functional.one_hot(target.long(), probs.shape[1])
     return (probs - hit).square().sum(-1)
 
 
@@ -70,8 +78,8 @@ def negative_log_likelihood(probs: Tensor, target: Tensor) -> Tensor:
         >>> negative_log_likelihood(torch.tensor([[0.75, 0.25], [1.0, 0.0]]), torch.tensor([0, 1]))
         tensor([ 0.2877, 87.3365])
     """
-    probs, target = _checked(probs, target)
-    hit = probs.gather(1, target[:, None])[:, 0]
+    probs = _checked(probs, target)
+    hit = probs.gather(1, target.long()[:, None])[:, 0]
     return -hit.clamp(min=torch.finfo(hit.dtype).tiny).log()
 
 
@@ -89,7 +97,7 @@ def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
         >>> gaussian_crps(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 3.0]))
         tensor([0.2337, 3.0000])
     """
-    _check_regression(target, mean=mean, std=std)
+    check_regression(target, mean=mean, std=std)
     return predictive._gaussian_crps(mean, std, target)
 
 
@@ -113,13 +121,7 @@ def mixture_log_likelihood(predictions: Tensor, tau: float, target: Tensor) -> T
         tensor([-0.9189])
     """
     check_number("tau", tau, "a finite number above 0", lambda tau: 0 < tau < math.inf)
-    check_tensors(predictions=predictions, target=target)
-    if predictions.shape[1:] != target.shape or not len(predictions):
-        raise ValueError(
-            f"Given predictions of shape {tuple(predictions.shape)} for a target of shape "
-            f"{tuple(target.shape)}, wanted (num_estimators, *target.shape)."
-        )
-    _check_regression(target, predictions=predictions)
+    check_regression(target, predictions=predictions)
     log_kernel = torch.logsumexp(-tau / 2 * (predictions - target).square(), dim=0)
     return log_kernel - math.log(len(predictions)) + 0.5 * math.log(tau / (2 * math.pi))
 
@@ -301,7 +303,7 @@ class Entropy(_Mean):
     def update(self, probs: Tensor, target: Tensor | None = None) -> None:
         """Add mean probabilities ``(batch, classes)``; labels may be given and are not used."""
         labels = () if target is None else (target,)
-        self._add(predictive.entropy(_checked(probs, *labels)[0]))
+        self._add(predictive.entropy(_checked(probs, *labels)))
 
 
 class MutualInformation(_Mean):
@@ -318,7 +320,7 @@ class MutualInformation(_Mean):
 
     def update(self, probs: Tensor) -> None:
         """Add the probabilities of each estimator, ``(num_estimators, batch, classes)``."""
-        self._add(predictive.mutual_information(_checked(probs, ndim=3)[0]))
+        self._add(predictive.mutual_information(_checked(probs, ndim=3)))
 
 
 class Disagreement(_Mean):
@@ -336,7 +338,7 @@ class Disagreement(_Mean):
 
     def update(self, probs: Tensor) -> None:
         """Add the probabilities of each estimator, ``(num_estimators, batch, classes)``."""
-        self._add(predictive.disagreement(_checked(probs, ndim=3)[0]))
+        self._add(predictive.disagreement(_checked(probs, ndim=3)))
 
 
 class GaussianCRPS(_Mean):
@@ -376,7 +378,7 @@ class IntervalCoverage(_Mean):
 
     def update(self, mean: Tensor, std: Tensor, target: Tensor) -> None:
         """Add means, standard deviations and targets, all of one shape."""
-        _check_regression(target, mean=mean, std=std)
+        check_regression(target, mean=mean, std=std)
         half_width = NormalDist().inv_cdf((1 + self.level) / 2) * std
         self._add(((target - mean).abs() <= half_width).to(mean))
 
@@ -666,8 +668,7 @@ class FPR95(Metric):
 
 
 def _top_label(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    probs, target = _checked(probs, target)
-    confidence, label = probs.max(-1)
+    confidence, label = _checked(probs, target).max(-1)
     # The tolerance for sums lets half precision be above 1.
     return confidence.clamp(max=1), label == target
 
@@ -698,8 +699,8 @@ def _ceil(count: float) -> int:
     return max(1, math.ceil(count - 1e-6))
 
 
-def _checked(probs: Tensor, *labels: Tensor, ndim: int = 2) -> tuple[Tensor, Tensor]:
-    """Refuse what is no distribution or no label; give float32 or wider and int64 back.
+def _checked(probs: Tensor, *labels: Tensor, ndim: int = 2) -> Tensor:
+    """Refuse what is no distribution or no label; give the probabilities in float32 or wider.
 
     The values are judged by their extremes, which reach the host in one transfer.
     """
@@ -715,14 +716,9 @@ def _checked(probs: Tensor, *labels: Tensor, ndim: int = 2) -> tuple[Tensor, Ten
         )
     tolerance = max(1e-4, 4 * torch.finfo(probs.dtype).eps)
     probs = probs.to(torch.promote_types(probs.dtype, torch.float32))
-    classes = probs.shape[-1]
     extremes = [probs.detach().amin(), *probs.detach().sum(-1).aminmax()]
     for target in labels:
-        if target.shape != probs.shape[:1] or target.is_floating_point() or target.is_complex():
-            raise ValueError(
-                f"Given target of type {target.dtype} and shape {tuple(target.shape)}, wanted "
-                f"integer labels of shape ({len(probs)},), one for each row of probs."
-            )
+        check_labels(target, len(probs))
         extremes += [edge.to(probs) for edge in target.long().aminmax()]
     lowest, low_sum, high_sum, *edges = torch.stack(extremes).tolist()
     # Written so that NaN fails.
@@ -732,12 +728,9 @@ def _checked(probs: Tensor, *labels: Tensor, ndim: int = 2) -> tuple[Tensor, Ten
             f"{high_sum:.4g}, wanted probabilities from 0 up that sum to 1; call "
             "mcbn.predictive.mean_probs(logits) on logits, and look for NaN in them."
         )
-    if edges and not 0 <= edges[0] <= edges[1] < classes:
-        raise ValueError(
-            f"Given labels from {edges[0]:.0f} to {edges[1]:.0f}, wanted 0 to {classes - 1} for "
-            f"{classes} classes."
-        )
-    return probs, labels[0].long() if labels else probs.new_zeros(0, dtype=torch.long)
+    if edges:
+        check_classes(edges[0], edges[1], probs.shape[-1])
+    return probs
 
 
 def _check_confidence(
@@ -763,22 +756,6 @@ def _check_confidence(
         raise ValueError(
             f"Given {names[0]} from {lowest:.4g} to {highest:.4g}, wanted fractions from 0 to 1."
         )
-
-
-def _check_regression(target: Tensor, **predicted: Tensor) -> None:
-    check_tensors(target=target, **predicted)
-    check_has_values(target=target, **predicted)
-    for name, values in {"target": target, **predicted}.items():
-        fits = values.shape == target.shape or name == "predictions"
-        if not (fits and values.is_floating_point() and values.numel()):
-            raise ValueError(
-                f"Given {name} {values.dtype} {tuple(values.shape)} for a target of shape "
-                f"{tuple(target.shape)}, wanted floating point of that shape, not empty."
-            )
-        if not values.isfinite().all():
-            raise ValueError(f"Given {name} with NaN or infinity, wanted finite numbers.")
-        if name == "std" and values.amin() < 0:
-            raise ValueError(f"Given a std of {values.amin():.4g}, wanted 0 or more.")
 
 
 def _check_not_empty(metric: Metric, examples: int | Tensor) -> None:

@@ -15,7 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mcbn.checks import check_has_values, check_number, check_tensors
+from mcbn.checks import (
+    check_classes,
+    check_has_values,
+    check_labels,
+    check_number,
+    check_regression,
+    check_tensors,
+)
 
 
 class ClassificationSummary(NamedTuple):
@@ -230,18 +237,10 @@ def fit_temperature(logits: Tensor, target: Tensor) -> Tensor:
     check_tensors(logits=logits, target=target)
     check_has_values(logits=logits)
     logits = _with_estimators(logits.detach())
-    if target.shape != logits.shape[1:2] or target.is_floating_point() or target.is_complex():
-        raise ValueError(
-            f"Given target of type {target.dtype} and shape {tuple(target.shape)}, wanted integer "
-            f"labels of shape ({logits.shape[1]},), one for each image."
-        )
+    check_labels(target, logits.shape[1])
     target = target.long()
     lowest, highest = torch.stack(target.aminmax()).tolist()
-    if lowest < 0 or highest >= logits.shape[2]:
-        raise ValueError(
-            f"Given labels from {lowest} to {highest}, wanted 0 to {logits.shape[2] - 1} for "
-            f"{logits.shape[2]} classes."
-        )
+    check_classes(lowest, highest, logits.shape[2])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     index = target.expand(logits.shape[:2])[..., None]
     of_label = logits.gather(-1, index)[..., 0]
@@ -287,24 +286,12 @@ def fit_noise_precision(
         >>> round(tau, 3)  # as Teye et al. say, sigma = |error| / √(ln 2) for errors of one size
         0.693
     """
-    given = {"predictions": predictions, "target": target}
-    check_tensors(**given)
-    check_has_values(**given)
-    for name, values in given.items():
-        if not (values.is_floating_point() and values.isfinite().all()):
-            raise ValueError(
-                f"Given {name} of type {values.dtype}, wanted finite floating point numbers; look "
-                "for NaN and infinite values in it."
-            )
+    check_tensors(predictions=predictions, target=target)
+    if predictions.ndim == target.ndim:  # of a plain network
+        predictions = predictions[None]
+    check_regression(target, predictions=predictions)
     predictions, target = predictions.detach().double(), target.detach().double()
-    estimators = predictions[None] if predictions.ndim == target.ndim else predictions
-    if estimators.shape[1:] != target.shape or not target.numel():
-        raise ValueError(
-            f"Given predictions of shape {tuple(predictions.shape)} for a target of shape "
-            f"{tuple(target.shape)}, wanted (num_estimators, *target.shape) or the target's, and "
-            "not empty."
-        )
-    mean, variance, _ = summarise_regression(estimators)
+    mean, variance, _ = summarise_regression(predictions)
     if not variance.isfinite().all():
         raise ValueError(
             f"Given predictions up to {predictions.abs().amax():.3g}, too large for a variance; "

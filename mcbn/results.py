@@ -19,52 +19,17 @@ from mcbn.terminal import showable, stdout_encoding
 
 Results = Sequence[Mapping[str, float]]
 
-_CAPTIONS = {
-    "cls": "Classification",
-    "cal": "Calibration",
-    "sc": "Selective classification",
-    "reg": "Regression",
-    "cplx": "Complexity",
+# The caption of each group, and its metrics in the order of the rows; others come after them.
+_GROUPS = {
+    "cls": ("Classification", ["Acc", "Brier", "Entropy", "NLL", "MI", "Disagreement"]),
+    "cal": ("Calibration", ["ECE", "aECE", "MCE"]),
+    "sc": ("Selective classification", ["AUGRC", "AURC", "Cov@5Risk", "Risk@80Cov"]),
+    "reg": ("Regression", ["RMSE", "CRPS", "PLL", "Coverage"]),
+    "cplx": ("Complexity", ["flops", "params"]),
 }
-
-
-def _percentage(value: float) -> str:
-    return f"{100 * value:.{2 if value >= 0.1 else 3}f} %"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def _count(value: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if value >= size:
-            return f"{value / size:.2f} {unit}"
-    return f"{value:.0f}"
-
-
-# In the order of the rows; a metric that is not here is a number, and comes last.
-_FORMATS = {
-    "Acc": _percentage,
-    "Brier": _number,
-    "Entropy": _number,
-    "NLL": _number,
-    "MI": _number,
-    "Disagreement": _percentage,
-    "ECE": _percentage,
-    "aECE": _percentage,
-    "MCE": _percentage,
-    "AUGRC": _percentage,
-    "AURC": _percentage,
-    "Cov@5Risk": _percentage,
-    "Risk@80Cov": _percentage,
-    "RMSE": _number,
-    "CRPS": _number,
-    "PLL": _number,
-    "Coverage": _percentage,
-    "flops": _count,
-    "params": _count,
-}
+_ORDER = [metric for _, metrics in _GROUPS.values() for metric in metrics]
+_PERCENTAGES = {"Acc", "Disagreement", "Coverage", *_GROUPS["cal"][1], *_GROUPS["sc"][1]}
+_COUNTS = {"flops", "params"}
 
 
 class Table(NamedTuple):
@@ -176,14 +141,14 @@ class ResultTables(Tables):
             for title, values in _by_loader(name, _values(result)).items()
         }
         columns = list(by_title.values())
-        groups: dict[str, list[tuple[str, str]]] = {group: [] for group in _CAPTIONS}
+        groups: dict[str, list[tuple[str, str]]] = {group: [] for group in _GROUPS}
         for key in dict.fromkeys(key for column in columns for key in column):
             *_, group, metric = f"Other/{key}".split("/")
             groups.setdefault(group, []).append((metric, key))
         super().__init__(
             [
                 Table(
-                    _CAPTIONS.get(group, group),
+                    _GROUPS[group][0] if group in _GROUPS else group,
                     ["Metric", *by_title],
                     [
                         [metric, *(_cell(metric, column.get(key)) for column in columns)]
@@ -224,8 +189,21 @@ def _by_loader(name: str, values: Mapping[str, float]) -> dict[str, dict[str, fl
 
 
 def _rank(metric: str) -> int:
-    return [*_FORMATS, metric].index(metric)
+    return [*_ORDER, metric].index(metric)
 
 
 def _cell(metric: str, value: float | None) -> str:
-    return "-" if value is None else _FORMATS.get(metric, _number)(value)
+    if value is None:
+        return "-"
+    if metric in _PERCENTAGES:
+        return f"{100 * value:.{2 if value >= 0.1 else 3}f} %"
+    if metric in _COUNTS:
+        return _count(value)
+    return f"{value:.4f}"
+
+
+def _count(value: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:.0f}"

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mcbn.data.files import write_whole
 from mcbn.experiments.data import load
 from mcbn.experiments.protocol import METHODS, Evaluation, Settings, Validation
-from mcbn.experiments.store import Journal, write_whole
+from mcbn.experiments.store import Journal
 from mcbn.experiments.table import PUBLISHED, normalized
 from mcbn.experiments.uci import Configuration, main, read_results, stored_tests
 
@@ -251,14 +252,14 @@ def test_a_line_that_was_cut_short_is_dropped_and_one_in_the_middle_is_named(tmp
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
-    write_whole(path, "old")
+    write_whole(path, b"old")
 
     def full(*_, **__):
         raise OSError("no space left")
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="no space left"):
-        write_whole(path, "new")
+        write_whole(path, b"new")
     assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
 
 

@@ -415,3 +415,22 @@ def test_gradients_through_two_activations_in_a_row() -> None:
     expected = torch.stack(predict(model, fitted(mc), x))
     (wanted,) = torch.autograd.grad(expected.square().sum(), x)
     torch.testing.assert_close(gradient, wanted)
+
+
+def test_layers_that_always_normalize_with_the_batch_at_hand() -> None:
+    class Always(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            own = self.running_mean, self.running_var
+            return F.batch_norm(x, *own, self.weight, self.bias, training=True)
+
+    torch.manual_seed(0)
+    model = randomize(
+        nn.Sequential(nn.Linear(4, 6), Always(6), nn.ReLU(), nn.Linear(6, 2)).double()
+    )
+    batches = [torch.randn(9, 4).double() for _ in range(3)]
+    mc = MCBatchNorm(model, 3).fit(batches)
+    x = torch.randn(5, 4).double()
+    with torch.no_grad():
+        expected = predict(model, [statistics_of(model, (batch,)) for batch in batches], x)
+        assert relative_error(mc(x), torch.stack(expected)) < 1e-12
+        assert torch.equal(mc.model[1].running_mean, model[1].running_mean)

@@ -61,15 +61,15 @@ class BatchNormReLU(nn.Module):
 
 # %%
 # The networks have two hidden layers, and are trained from scratch whenever labels are added. Each
-# gets mini-batches of 16 of its labelled digits, in training as in MCBN.
+# gets mini-batches of 16 of its labeled digits, in training as in MCBN.
 
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import OneCycleLR
 
 
-def mini_batch(pool, labelled):
-    places = torch.rand(labelled.shape).argsort(1)[:, :16]
-    chosen = labelled.gather(1, places).T
+def mini_batch(pool, labeled):
+    places = torch.rand(labeled.shape).argsort(1)[:, :16]
+    chosen = labeled.gather(1, places).T
     return pool.images[chosen], pool.labels[chosen]
 
 
@@ -77,13 +77,13 @@ def mini_batch(pool, labelled):
 # The loss is summed over the networks, so each gets its own gradient.
 
 
-def train(pool, labelled, steps=150):
+def train(pool, labeled, steps=150):
     hidden = [Dense(196, 64), BatchNormReLU(64), Dense(64, 64), BatchNormReLU(64)]
     model = nn.Sequential(*hidden, Dense(64, 10))
     optimizer = torch.optim.Adam(model.parameters())
     scheduler = OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)
     for _ in range(steps):
-        images, wanted = mini_batch(pool, labelled)
+        images, wanted = mini_batch(pool, labeled)
         optimizer.zero_grad()
         loss = cross_entropy(model(images).flatten(0, 1), wanted.flatten(), reduction="sum")
         loss.backward()
@@ -97,7 +97,7 @@ def train(pool, labelled, steps=150):
 # --------------------
 #
 # Each network looks at 500 digits drawn from the pool and gives each a value: a random number, its
-# entropy, or its mutual information. The digits with the highest values are labelled.
+# entropy, or its mutual information. The digits with the highest values are labeled.
 
 from mcbn import MCBatchNorm
 from mcbn.predictive import entropy, mutual_information
@@ -113,16 +113,16 @@ def values(model, images, batches):
 
 
 # %%
-# ``ask`` adds the best of the 500 to the labelled digits, leaving out those that have a label.
+# ``ask`` adds the best of the 500 to the labeled digits, leaving out those that have a label.
 
 
-def ask(pool, model, labelled, count):
+def ask(pool, model, labeled, count):
     seen = torch.stack([torch.randperm(len(pool.labels))[:500] for _ in range(networks)])
-    batches = [mini_batch(pool, labelled)[0] for _ in range(16)]
+    batches = [mini_batch(pool, labeled)[0] for _ in range(16)]
     value = values(model, pool.images[seen].transpose(0, 1), batches).T
-    known = (seen[:, :, None] == labelled[:, None]).any(2)
+    known = (seen[:, :, None] == labeled[:, None]).any(2)
     best = value.masked_fill(known, -1).topk(count).indices
-    return torch.cat([labelled, seen.gather(1, best)], dim=1)
+    return torch.cat([labeled, seen.gather(1, best)], dim=1)
 
 
 # %%
@@ -163,14 +163,14 @@ def accuracy(model):
 
 def learn(pool, counts):
     drawn = [torch.randperm(len(pool.labels))[: counts[0]] for _ in range(repetitions)]
-    labelled = torch.stack(drawn).repeat(len(ways), 1)
-    model = train(pool, labelled)
+    labeled = torch.stack(drawn).repeat(len(ways), 1)
+    model = train(pool, labeled)
     curves = [accuracy(model)]
     for before, after in pairwise(counts):
-        labelled = ask(pool, model, labelled, after - before)
-        model = train(pool, labelled)
+        labeled = ask(pool, model, labeled, after - before)
+        model = train(pool, labeled)
         curves.append(accuracy(model))
-    return torch.stack(curves), labelled  # (rounds, ways, repetitions), (networks, labels)
+    return torch.stack(curves), labeled  # (rounds, ways, repetitions), (networks, labels)
 
 
 # %%
@@ -215,7 +215,7 @@ rare = everything.labels > 4
 keep = ~rare | (torch.rand(len(rare)) < 0.1)
 uneven = Pool(everything.images[keep], everything.labels[keep])
 counts = range(20, 101, 10)
-curves, labelled = learn(uneven, counts)
+curves, labeled = learn(uneven, counts)
 
 # %%
 
@@ -239,7 +239,7 @@ assert saved > -3
 # at random, and in most runs better. Many of the doubtful digits are rare ones, of which the
 # network has seen few.
 
-rare_ones = uneven.labels[labelled].gt(4).float().mean(1).chunk(len(ways))
+rare_ones = uneven.labels[labeled].gt(4).float().mean(1).chunk(len(ways))
 print(f"rare in the pool: {uneven.labels.gt(4).float().mean():.0%}")
 for way, share in zip(ways, rare_ones, strict=True):
     print(f"rare among the labels, {way}: {share.mean():.0%}")

@@ -75,7 +75,7 @@ for name, summary in summaries.items():
 # Conformal prediction in ten lines
 # ---------------------------------
 #
-# Set aside some labelled digits, the *calibration set*. The *score* of a digit is 1 minus the
+# Set aside some labeled digits, the *calibration set*. The *score* of a digit is 1 minus the
 # probability of its true class. Of the :math:`n` scores, sorted from low to high, the threshold is
 # the one at rank :math:`\lceil (n + 1) (1 - \alpha) \rceil`. The set of a new digit consists of
 # every class whose own score, 1 minus its probability, is not above the threshold. `Angelopoulos

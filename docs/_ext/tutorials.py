@@ -1,7 +1,7 @@
 """What a reader wants to know of a tutorial beforehand and afterwards, from ``tutorials.toml``.
 
-On its card in the gallery: what it finds, its level and its minutes. At its top: what one will do
-and needs. At its end: three lines to take away, and the whole code in one block.
+On its card in the gallery: what it finds, its level and its minutes. At its top: what one will do,
+needs and finds. At its end: three lines to take away, and the whole code in one block.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def top(note: dict[str, Any], script: Path) -> str:
         ".. container:: mcbn-beforehand\n\n"
         f"   **You will** {note['will']}, in about {minutes(script)} minutes.\n"
         f"   **You need** {note['need']}.\n\n"
+        f"   **In short:** {note['finds']}\n\n"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from numbers import Real
+from collections.abc import Sequence
 from typing import Literal, Never
 
 import torch
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
-from mcbn.checks import check_count, check_type
+from mcbn.checks import check_count, check_number, check_type
 from mcbn.data import files
 from mcbn.data.images import InMemoryImages, ready_batch
 from mcbn.terminal import showable, stdout_encoding
@@ -78,9 +78,7 @@ class MNISTDataModule(LightningDataModule):
         if root is not None:
             check_type("root", root, (str, os.PathLike), "the path of a folder")
         check_count("batch_size", batch_size)
-        check_type("val_split", val_split, Real, "a share of the training images, as 0.1")
-        if not 0 <= val_split < 1:
-            raise ValueError(f"val_split={val_split}, wanted a share of 0 or more and below 1.")
+        check_number("val_split", val_split, "a share, 0 or more and below 1", lambda p: 0 <= p < 1)
         check_type("random_crop", random_crop, bool, "True or False")
         check_count("num_workers", num_workers, least=0)
         check_type("seed", seed, int, "an integer")
@@ -97,14 +95,8 @@ class MNISTDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Downloads the full set if it is wanted and not there."""
-        if self.uses_sample or self._datasets:
-            return
-        try:
-            files.fetch_missing(self.root, files.MNIST, patient=self.source == "full")
-        except OSError as error:
-            if self.source == "full":
-                raise
-            self._obstacle = str(error)
+        if not (self.uses_sample or self._datasets):
+            self._obstacle = self._fetch(files.MNIST) or self._obstacle
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and splits the images, once for all stages."""
@@ -176,17 +168,24 @@ class MNISTDataModule(LightningDataModule):
     def _read_ood(self) -> tuple[Tensor, Tensor]:
         folder, names = files.SHIPPED, files.SHIPPED_FASHION
         if not self.uses_sample:
-            try:
-                files.fetch_missing(self.root, files.FASHION, patient=self.source == "full")
-                folder, names = self.root, files.FASHION
-            except OSError as error:
-                if self.source == "full":
-                    raise
+            if reason := self._fetch(files.FASHION):
                 _say(
-                    f"Using the sample of 1,000 images, FashionMNIST's files are missing: {error}."
+                    f"Using the sample of 1,000 images, FashionMNIST's files are missing: {reason}."
                 )
+            else:
+                folder, names = self.root, files.FASHION
         images, labels = (files.read(folder, name) for name in names)
         return images, labels
+
+    def _fetch(self, names: Sequence[str]) -> str:
+        """Fetches what is not there; says why it could not, where a sample does instead."""
+        try:
+            files.fetch_missing(self.root, names, patient=self.source == "full")
+        except OSError as error:
+            if self.source == "full":
+                raise
+            return str(error)
+        return ""
 
     def _images(self, images: Tensor, labels: Tensor, padding: int = 0) -> InMemoryImages:
         return InMemoryImages(images, labels.long(), self.mean, self.std, padding)

@@ -23,47 +23,9 @@ from torch import Tensor
 
 # Size in bytes and SHA-256. They pin a file to its last bit: nothing is believed that a header
 # says, nothing of another size is read, and it does not matter which mirror a file came from.
+_CHECKSUMS = Path(__file__).with_name("checksums.txt").read_text()
 _FILES = {
-    "MNIST/raw/train-images-idx3-ubyte": (
-        47_040_016,
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    ),
-    "MNIST/raw/train-labels-idx1-ubyte": (
-        60_008,
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    ),
-    "MNIST/raw/t10k-images-idx3-ubyte": (
-        7_840_016,
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    ),
-    "MNIST/raw/t10k-labels-idx1-ubyte": (
-        10_008,
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    ),
-    "FashionMNIST/raw/t10k-images-idx3-ubyte": (
-        7_840_016,
-        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    ),
-    "FashionMNIST/raw/t10k-labels-idx1-ubyte": (
-        10_008,
-        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-    ),
-    "mnist-images-idx3-ubyte.gz": (
-        813_934,
-        "28a1bc8911bcd3882853e502930bf3790571ce53eb7e99417f565a6f09f66e62",
-    ),
-    "mnist-labels-idx1-ubyte.gz": (
-        59,
-        "ee243ebfccd41f946eb875bb08e2220388a69a94e2d11454569c6293209708ed",
-    ),
-    "fashion-images-idx3-ubyte.gz": (
-        436_039,
-        "efa109525e22e5e23a6038d6a162199c455a7b6820da5a9e53125cfdb132f6f1",
-    ),
-    "fashion-labels-idx1-ubyte.gz": (
-        46,
-        "e43bcd9f36f79255b108cfb3d56a066f886477a3797adca24aa7a65c591446d6",
-    ),
+    name: (int(size), sha256) for sha256, size, name in map(str.split, _CHECKSUMS.splitlines())
 }
 MNIST, FASHION, SHIPPED_MNIST, SHIPPED_FASHION = (
     [name for name in _FILES if name.startswith(start)]
@@ -279,19 +241,26 @@ class _Download(threading.Thread):
         self.content.flush()
 
     def _place(self, path: Path, content: bytes) -> None:
-        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+        if self.cancelled.is_set():
+            return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(content)
-            if not self.cancelled.is_set():
-                part.replace(path)
+            write_whole(path, content)
         except OSError as error:
             # Another process may have placed its own and deleted this one's part.
             if not (isinstance(error, FileNotFoundError) and path.exists()):
                 raise _unwritable(path, error) from error
-        finally:
-            with suppress(OSError):
-                part.unlink()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """The file has its old content or the new one, at any moment."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink()
 
 
 def _unwritable(path: str | Path, error: OSError) -> OSError:

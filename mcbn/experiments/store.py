@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from mcbn.data.files import expanded
@@ -34,8 +31,8 @@ class Journal:
         ... class Unit:
         ...     split: int
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Journal(Path(folder, "journal")).add(Unit(1), {"rmse": 2.0})
-        ...     journal = Journal(Path(folder, "journal"))
+        ...     Journal(f"{folder}/journal").add(Unit(1), {"rmse": 2.0})
+        ...     journal = Journal(f"{folder}/journal")
         >>> journal.get(Unit(1)), journal.get(Unit(2))
         ({'rmse': 2.0}, None)
     """
@@ -75,18 +72,6 @@ class Journal:
         # As the next reader will find it.
         entry = json.loads(line)
         self._records.setdefault(_key(entry["unit"]), entry["result"])
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file has its old content or the new one, at any moment."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def _fields(unit: Any) -> dict[str, Any]:

@@ -49,13 +49,13 @@ import numpy as np
 import torch
 from rich import get_console
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TimeElapsedColumn
 
 from mcbn.checks import check_count
-from mcbn.data.files import expanded
+from mcbn.data.files import expanded, write_whole
 from mcbn.experiments.data import DATA_SETS, DataSet, checksum, load
 from mcbn.experiments.protocol import METHODS, Evaluation, Settings, Validation, selected
-from mcbn.experiments.store import Journal, write_whole
+from mcbn.experiments.store import Journal
 
 RESULTS = Path(__file__).with_name("results") / "uci.json"
 
@@ -226,18 +226,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         groups = configuration.validations(data_set.name, "", len(target))
         networks = (sum(unit.num_networks for unit in group) + options.seeds for group in groups)
         total += len(target) * sum(networks)
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    columns = *Progress.get_default_columns(), TimeElapsedColumn()
+    console, is_terminal = Console(stderr=True), sys.stderr.isatty()
     with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        disable=not sys.stderr.isatty(),
-        speed_estimate_period=600,
+        *columns, console=console, disable=not is_terminal, speed_estimate_period=600
     ) as progress:
-        task = progress.add_task(
-            ", ".join(Path(source).stem for source in options.data), total=total
-        )
+        names = ", ".join(Path(source).stem for source in options.data)
+        task = progress.add_task(names, total=total)
 
         def advance(rows: int, done_before: bool) -> None:
             if done_before:  # it must not make the others seem as fast
@@ -321,7 +316,7 @@ def _write(out: Path, name: str, entry: Mapping[str, Any]) -> None:
     """Put a data set into the result file, a line a data set, six digits a number."""
     results = {**(read_results(out) if out.exists() else {}), name: _rounded(entry)}
     lines = [f"{json.dumps(name)}: {json.dumps(results[name])}" for name in sorted(results)]
-    write_whole(out, "{\n" + ",\n".join(lines) + "\n}\n")
+    write_whole(out, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def _rounded(value: Any) -> Any:

@@ -31,7 +31,6 @@ def lenet(
         ValueError: A number is below 1.
 
     Example:
-        >>> import torch
         >>> model = lenet(in_channels=1, num_classes=10)
         >>> sum(p.numel() for p in model.parameters())
         44470
@@ -77,7 +76,6 @@ def unet(in_channels: int, num_classes: int, width: int = 8) -> nn.Module:
         ValueError: A number is below 1.
 
     Example:
-        >>> import torch
         >>> model = unet(in_channels=1, num_classes=11)
         >>> model(torch.zeros(2, 1, 48, 50)).shape
         torch.Size([2, 11, 48, 50])

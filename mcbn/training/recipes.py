@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD
@@ -11,19 +11,7 @@ from torch.optim.lr_scheduler import PolynomialLR
 from mcbn.checks import check_count, check_module
 
 
-class _StepwiseScheduler(TypedDict):
-    scheduler: PolynomialLR
-    interval: str
-
-
-class Recipe(TypedDict):
-    """What Lightning's ``configure_optimizers`` returns."""
-
-    optimizer: SGD
-    lr_scheduler: _StepwiseScheduler
-
-
-def optim_lenet(model: nn.Module, num_steps: int = 938) -> Recipe:
+def optim_lenet(model: nn.Module, num_steps: int = 938) -> dict[str, Any]:
     """SGD with Nesterov momentum whose learning rate falls from 0.05 to 0, a bit at every step.
 
     It counts steps and not epochs, so a training on few digits and one on many are equally long.

@@ -69,18 +69,12 @@ class _ShowProgress(pl.Callback):
     on_exception = on_train_end
 
 
-class _EndProcessGroup(pl.Callback):
-    """Ends the process group when the process does.
-
-    Lightning does so with NCCL only. The threads of gloo then outlive the interpreter, and may
-    abort a process that has done its work ("terminate called without an active exception").
-    """
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        atexit.register(_end_process_group)
-
-
 def _end_process_group() -> None:
+    """Lightning does so with NCCL only.
+
+    The threads of gloo then outlive the interpreter, and may abort a process that has done its work
+    ("terminate called without an active exception").
+    """
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
@@ -137,7 +131,7 @@ class Trainer(pl.Trainer):
         }
         with _quiet():
             super().__init__(enable_model_summary=False, **(defaults | kwargs))
-        self.callbacks.append(_EndProcessGroup())
+        atexit.register(_end_process_group)
         if not self.progress_bar_callback:
             self.callbacks.append(_ShowProgress())
         if enable_model_summary:

@@ -137,7 +137,9 @@ def test_tutorial_says_how_it_ran(parse, tutorial: str) -> None:
 def test_tutorial_says_what_it_takes_and_leaves(parse, site, resolve, tutorial: str) -> None:
     soup = parse(tutorial)
     beforehand = " ".join(soup.select_one(".mcbn-beforehand").text.split())
-    assert re.fullmatch(r"You will .+, in about \d+ minutes\. You need .+\.", beforehand)
+    assert re.fullmatch(
+        r"You will .+, in about \d+ minutes\. You need .+\. In short: .+\.", beforehand
+    )
     assert len(soup.select(".mcbn-takeaways li")) == 3
     script = site / resolve(tutorial, downloads(soup)[".py"])[0]
     whole = ast.parse(soup.select_one(".mcbn-whole-code pre").get_text())
