@@ -140,7 +140,7 @@ def plot_reliability(bins: tuple[Tensor, Tensor, Tensor], ax: Axes | None = None
     count, accuracy, confidence = map(_array, bins)
     ax.plot([0, 1], [0, 1], color=GREY, ls="--", lw=1, zorder=0)
     area = 15 + 150 * count / count.max()
-    ax.scatter(confidence, accuracy, s=area, color=BLUE, alpha=0.8, linewidths=0)
+    ax.scatter(confidence, accuracy, s=area, color=BLUE, alpha=0.8, lw=0, clip_on=False)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
     return ax
 
@@ -385,7 +385,7 @@ def plot_maps(
     if axes is None:
         size = (0.9 + 1.35 * len(images), 1.35 * len(rows))
         label = f"{len(images)} images in columns; their rows: {', '.join(rows)}."
-        axes = _grid(label, len(rows), len(images), figsize=size)
+        axes = _grid(label, len(rows), len(images), figsize=size, layout="compressed")
     for (name, row), row_axes in zip(rows.items(), axes, strict=True):
         is_shade = row is not images and row.dtype.is_floating_point
         if row is images:
@@ -435,6 +435,7 @@ def plot_histograms(values: Mapping[str, Tensor], label: str, ax: Axes | None = 
         style: dict[str, Any] = {"color": color, "alpha": 0.6, "lw": 0}
         ax.hist(_array(group), bins=40, range=span, density=True, label=name, **style)
     ax.set(xlabel=label, ylabel="density")
+    ax.locator_params(axis="x", nbins=6)  # room for labels with a sign and a decimal
     ax.legend(frameon=False)
     return ax
 

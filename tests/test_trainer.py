@@ -233,7 +233,7 @@ def test_training_shows_the_modules_and_their_parameters_once(console, capfd, ro
         ("0: Linear", "24"),
         ("1: ReLU", "0"),
         ("2: Linear", "27"),
-        ("Sequential, all in all", "51"),
+        ("Sequential, in all", "51"),
     ]
     assert capfd.readouterr() == ("", "")
 

@@ -82,7 +82,8 @@ with torch.no_grad():
 # --------------
 #
 # An ONNX file holds all estimators in one graph, takes any number of images, and runs without
-# PyTorch. This cell needs ``pip install onnx onnxscript onnxruntime``.
+# PyTorch. This cell needs ``pip install onnx onnxscript onnxruntime``. It exports the loaded
+# wrapper, and compares the logits for one image and for 100.
 
 import onnxruntime
 
@@ -134,8 +135,8 @@ plot_series(sizes, {"MCBN": nlls}, ("estimators S", "NLL"), dashed={"plain netwo
 # On average, more estimators are better, but with diminishing returns: 8 give most of the
 # improvement from 1 to 32. The dashed line is the plain network, without MCBN. With mini-batches as
 # in training, the NLL of 32 estimators is within 5 % of it, above or below, so on this task MCBN
-# does not give better probabilities. What it adds is how far the estimators disagree. If nobody
-# looks at that, serve the plain network.
+# does not give much better probabilities. What it adds is how far the estimators disagree. If
+# nobody looks at that, serve the plain network.
 
 print("S    ", *(f"{size:6}" for size in sizes), "  plain")
 print("NLL  ", *(f"{value:6.4f}" for value in nlls), f" {plain_nll:6.4f}")
@@ -148,7 +149,7 @@ assert abs(nlls[5] / plain_nll - 1) < 0.05
 # ------------------
 #
 # Times depend on the machine, so they are in the figure and not in this text. We take the median of
-# 30 predictions, after a few for warming up. The budget is the time of three plain predictions.
+# 30 predictions, after a few to warm up. The budget is the time of three plain predictions.
 
 from statistics import median
 from time import perf_counter
@@ -165,7 +166,9 @@ def milliseconds(predict, image=images[:1], repeats=30):
 
 
 # %%
-# We time wrappers with each number of estimators, on both paths, and the plain network.
+# We time the plain network, and wrappers with each number of estimators: those that run one forward
+# pass after another (``path="loop"``), and those that run the estimators together, which is the
+# default.
 
 
 def wrapper(num_estimators, path="auto"):
@@ -207,10 +210,10 @@ assert latency["MCBN"][-1] / latency["one pass after another"][-1] < 0.5
 # Predict on several GPUs or machines
 # -----------------------------------
 #
-# Lightning starts one process per GPU and gives each its share of the images. You need to add
-# nothing: the metrics are computed over all processes, and if every process calls ``fit``, all of
-# them get the statistics of the first. We show it with two processes on the CPU. They run a script,
-# as on a cluster, that loads the wrapper saved above:
+# Lightning starts one process per GPU and gives each its share of the images. You do not need to
+# add anything: the metrics are computed over all processes, and if every process calls ``fit``, all
+# of them get the statistics of the first. We show it with two processes on the CPU. They run a
+# script, as on a cluster, that loads the wrapper saved above:
 
 script = """
 import json, sys, warnings

@@ -190,6 +190,9 @@ def wrap(size=32):
     return MCBatchNorm(table, num_estimators=4, mc_batch_size=size)
 
 
+# %%
+# Each entry of ``mistakes`` makes one of them when it is called.
+
 mistakes = {
     "predict before fit": lambda: wrap().eval()(rows),
     "no batch norm": lambda: MCBatchNorm(nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8))),
@@ -204,7 +207,7 @@ mistakes = {
 }
 
 # %%
-# We make each mistake once and print the message.
+# We call each and print the message.
 
 for name, mistake in mistakes.items():
     try:
@@ -233,5 +236,5 @@ assert mc(rows).shape == (4, 40, 3)
 #
 # :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_segmentation.py` has a network whose output is
 # an image, and :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_deployment.py` takes a fitted
-# wrapper into production. :doc:`/guide/own_networks` lists which networks are refused, and what the
-# wrapper leaves untouched.
+# wrapper into production. The guide has a page :doc:`/guide/own_networks`, too: it lists which
+# networks are refused, and what the wrapper leaves untouched.

@@ -119,8 +119,9 @@ print(
 # The map of doubt
 # ----------------
 #
-# Here are four test scenes. The *entropy* measures the whole doubt about a pixel, the *mutual
-# information* the part of it that comes from disagreement among the estimators.
+# Here are four test scenes. In the rows *truth* and *prediction*, the color tells which digit it
+# is. The *entropy* measures the whole doubt about a pixel, the *mutual information* the part of it
+# that comes from disagreement among the estimators.
 
 from mcbn.plotting import plot_maps
 
@@ -196,7 +197,8 @@ for name in ("plain entropy", "MCBN entropy"):
 # -------------------------
 #
 # Doubtful pixels can be left to a person. The figure shows the share of errors among the pixels
-# that are kept against the share that is kept, if the most doubtful go first.
+# that are kept (the *risk*) against the share that is kept (the *coverage*), if the most doubtful
+# go first.
 
 from mcbn.metrics import risk_coverage_curve
 from mcbn.plotting import plot_risk_coverage

@@ -40,10 +40,11 @@ def network():
 # Training
 # --------
 #
-# Each network is trained in batches of 16 for 15 epochs, with the recipe of the first tutorial. Two
-# arguments of ``train`` serve single methods: ``part`` is the share of the steps to take, and
-# ``snapshots`` is a list that collects ten copies of the weights during the last third of the
-# training, with a learning rate that does not fall to zero.
+# Each network is trained in batches of 16 for 15 epochs, with the optimizer of
+# :ref:`sphx_glr_auto_tutorials_Bayesian_Methods_tutorial_mc_batch_norm.py`. Two arguments of
+# ``train`` serve single methods: ``part`` is the share of the steps to take, and ``snapshots`` is a
+# list that collects ten copies of the weights during the last third of the training, with a
+# learning rate that does not fall to zero.
 
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
@@ -78,9 +79,7 @@ def train(model, part=1.0, snapshots=None):
 #
 # Here, a method is a function from images to logits, with or without an axis for the estimators.
 # *Temperature scaling* (`Guo et al., 2017 <https://arxiv.org/abs/1706.04599>`_) divides the logits
-# by one number, chosen on the validation images. *Test-time augmentation* reads each image 16
-# times, each time shifted a little; the validation images choose whether by at most one pixel or
-# two.
+# by one number, chosen on the validation images.
 
 from functools import partial
 
@@ -100,6 +99,11 @@ def scaled(predict):
     with torch.no_grad():
         temperature = fit_temperature(predict(val_images), val_labels)
     return lambda images: predict(images) / temperature
+
+
+# %%
+# *Test-time augmentation* reads each image 16 times, each time shifted a little; the validation
+# images choose whether by at most one pixel or two.
 
 
 def shift(images, most):
@@ -131,9 +135,10 @@ def mcbn_chosen(model):
 # %%
 # A *Laplace approximation* of the last layer (`Daxberger et al., 2021
 # <https://arxiv.org/abs/2106.14806>`_) treats the weights of that layer as normally distributed,
-# with the curvature of the loss, plus a prior, as their precision. Each logit then has a variance,
-# by which it is made smaller. The validation images choose the precision of the prior. The package
-# ``laplace-torch`` does this for whole networks; for one layer, it takes this function:
+# with the curvature of the loss, plus a prior, as their precision. Each logit then has a variance:
+# the larger it is, the more the logit shrinks. The validation images choose the precision of the
+# prior. The package ``laplace-torch`` does this for whole networks; for one layer, this function is
+# enough:
 
 
 @torch.no_grad()
@@ -169,11 +174,7 @@ def last_layer_laplace(model):
 # -----------------------------------------
 #
 # *MC dropout* (`Gal and Ghahramani, 2016 <https://arxiv.org/abs/1506.02142>`_) keeps dropout on at
-# inference; ours drops 30 % of the values before each dense layer. *SWA* averages the snapshots of
-# the weights, and *SWAG* (`Maddox et al., 2019 <https://arxiv.org/abs/1902.02476>`_) draws weights
-# from a normal distribution fitted to them; for each set of weights, the statistics of batch norm
-# are computed anew. A *deep ensemble* (`Lakshminarayanan et al., 2017
-# <https://arxiv.org/abs/1612.01474>`_) trains five networks.
+# inference; ours drops 30 % of the values before each dense layer.
 
 from copy import deepcopy
 
@@ -200,6 +201,12 @@ def mc_dropout(model):
     return predict
 
 
+# %%
+# *SWA* averages the snapshots of the weights, and *SWAG* (`Maddox et al., 2019
+# <https://arxiv.org/abs/1902.02476>`_) draws weights from a normal distribution fitted to them; for
+# each set of weights, the statistics of batch norm are computed anew.
+
+
 def with_weights(model, weights):
     model = deepcopy(model)
     vector_to_parameters(weights, model.parameters())
@@ -216,6 +223,11 @@ def swag(model, snapshots):
         diagonal = torch.randn_like(mean) * deviations.square().mean(0).sqrt()
         draws.append(with_weights(model, mean + (low_rank + diagonal) / 2**0.5))
     return with_weights(model, mean), ensemble(draws)
+
+
+# %%
+# A *deep ensemble* (`Lakshminarayanan et al., 2017 <https://arxiv.org/abs/1612.01474>`_) trains
+# five networks.
 
 
 def ensemble(members):
@@ -284,6 +296,10 @@ def judge(logits, foreign):
     is_foreign = torch.arange(len(scores)) >= len(probs)
     auroc = binary_auroc(scores / scores.max(), is_foreign.long())
     return [value.item() for value in (accuracy, *fit, auroc)]
+
+
+# %%
+# ``run`` does this for all methods of one seed, and once more with the first 5 of 16 passes.
 
 
 def run(seed):
@@ -388,7 +404,7 @@ for data in kinds:
     rich.print(Tables([Table(f"{data}, {len(scores)} seeds", header, rows)]))
 
 # %%
-# These are the single seeds on the 500 digits: a dot for each, and a bar for their mean.
+# The figure shows the scores on the 500 digits: a dot for each seed, and a bar for their mean.
 
 from mcbn.plotting import plot_scores
 
@@ -460,9 +476,8 @@ for key in digits:
 # %%
 # **With one training, a single number does most.** On the 500 digits, a temperature gains more than
 # two thirds of what the ensemble gains. The Laplace approximation of the last layer and dropout
-# come close. All of these predict in one pass: what dropout does, it has done in training.
-# Augmentation does as much as a temperature, but takes 16 passes. On the vowels, none of them does
-# much.
+# come close. All of these predict in one pass: dropout has done its work in training. Augmentation
+# does as much as a temperature, but takes 16 passes. On the vowels, none of them does much.
 
 of_ensemble, _ = change("digits", "NLL", "ensemble", 5)
 for method in ("plain, scaled", "Laplace", "dropout off"):
@@ -475,8 +490,8 @@ assert change("digits", "NLL", "plain, scaled", 1)[0] / of_ensemble > 2 / 3
 # %%
 # **With plenty of data, little is left to gain.** On full MNIST, the plain network is well
 # calibrated after its two epochs. A temperature makes its NLL slightly worse, MCBN changes it by
-# less than a thousandth, and dropout harms. Averages lower it, of weights as in SWA, which needs a
-# training of its own, or of networks as in the ensemble.
+# less than a thousandth, and dropout harms. Averaging lowers it: of weights in SWA, which needs a
+# training of its own, or of networks in the ensemble.
 
 assert change("MNIST", "NLL", "plain, scaled", 1)[0] > 0
 assert abs(change("MNIST", "NLL", "MCBN", 16)[0]) < 0.001
@@ -486,11 +501,11 @@ for key in (("SWA", 1), ("ensemble", 5)):
     assert sum(change("MNIST", "NLL", *key)) < 0
 
 # %%
-# **MCBN does little, and not always good.** With mini-batches as large as in training, it lowers
-# the NLL of the digits by a hundredth, less than a sixth of what the temperature does, and raises
-# that of the vowels. Nor does it rank the images better. If the validation images choose :math:`M`,
-# it does no harm; but then one could fit a temperature to them, and on top of that MCBN adds
-# nothing: the interval of its change includes zero.
+# **MCBN does little, and not always for the better.** With mini-batches as large as in training, it
+# lowers the NLL of the digits by a hundredth, less than a sixth of what the temperature does, and
+# raises that of the vowels. Nor does it rank the inputs better. If the validation images choose
+# :math:`M`, it does no harm; but then one could fit a temperature to them, and on top of that MCBN
+# adds nothing: the interval of its change includes zero.
 
 by_temperature, _ = change("digits", "NLL", "plain, scaled", 1)
 assert change("digits", "NLL", "MCBN", 16)[0] / by_temperature < 1 / 6
@@ -503,12 +518,12 @@ for data in ("digits", "vowels"):
     assert mean + half > 0
 
 # %%
-# **In an ensemble, it does not help.** On the digits, MCBN in each member changes the ensemble's
-# NLL by a thousandth; on the vowels, it takes away most of the ensemble's gain, because members and
-# mini-batches together are too unsure. This need not hold elsewhere: `Atanov et al., 2018
-# <https://arxiv.org/abs/1802.04893>`_ put stochastic batch normalization, a close relative of MCBN,
-# into the members of ensembles on CIFAR-10, and the NLL fell from 0.191 to 0.162 (VGG-11) and from
-# 0.138 to 0.110 (ResNet-18).
+# **In an ensemble, it helps little or does harm.** On the digits, MCBN in each member changes the
+# ensemble's NLL by a thousandth; on the vowels, it takes away most of the ensemble's gain, because
+# members and mini-batches together are too unsure. This need not hold elsewhere: `Atanov et al.,
+# 2018 <https://arxiv.org/abs/1802.04893>`_ put stochastic batch normalization, a close relative of
+# MCBN, into the members of ensembles on CIFAR-10, and the NLL fell from 0.191 to 0.162 (VGG-11) and
+# from 0.138 to 0.110 (ResNet-18).
 
 pair = ("ens. + MCBN", 80), ("ensemble", 5)
 assert abs(change("digits", "NLL", *pair[0], pair[1])[0]) < 0.005
@@ -517,9 +532,9 @@ assert by_mcbn[0] / -by_ensemble[0] > 0.5
 
 # %%
 # **One training cut into five is a different matter.** The short ensemble improves the digits,
-# whose training is long enough to overfit, and worsens the vowels. SWA as used here, with a
-# learning rate that stays high to the end, costs the digits more than SWAG's samples win back. With
-# extra steps after a finished training it might do better, at a different cost.
+# whose training is long enough to overfit, and worsens MNIST and the vowels. SWA as used here, with
+# a learning rate that stays high to the end, costs the digits more than SWAG's samples win back.
+# With extra steps after a finished training it might do better, at a different cost.
 
 assert sum(change("digits", "NLL", "short ensemble", 5)) < 0
 mean, half = change("vowels", "NLL", "short ensemble", 5)

@@ -49,6 +49,8 @@ plot_images(test_set.images[:8] / 255, titles=labels[:8])
 # %%
 # The network is a LeNet with a batch normalization layer after each of its two convolutions. We
 # train it with the cross-entropy loss for 938 steps, which is two epochs of the full set.
+# ``ClassificationRoutine`` holds the network, the loss and the optimizer for Lightning's trainer;
+# we return to it below.
 
 model = lenet(datamodule.num_channels, datamodule.num_classes, norm=nn.BatchNorm2d)
 routine = ClassificationRoutine(
@@ -68,9 +70,10 @@ trainer.fit(routine, datamodule=datamodule)
 # the training loader, random crops included, and stores the means and variances that each one
 # produces in the batch normalization layers. No weight changes.
 #
-# How many images, :math:`M`, should a mini-batch hold? As many as in training, says the paper, here
-# 128: these are the conditions under which the network was trained. With fewer images, their mean
-# and variance vary more, and the estimators differ more. We return to this at the end.
+# How many images, :math:`M`, should a mini-batch hold? As many as in training, according to the
+# paper, which is 128 here: these are the conditions under which the network was trained. With fewer
+# images, their mean and variance vary more, and the estimators differ more. We return to this at
+# the end.
 
 from mcbn import MCBatchNorm
 
@@ -187,6 +190,7 @@ def scores(probs):
 
 
 # %%
+# ``scores`` gives four values for each image. Their mean change, MCBN minus plain:
 
 mc_probs = mean_probs(logits)
 change = scores(mc_probs) - scores(plain_probs)

@@ -114,11 +114,16 @@ assert perfect.quantile(0.95) / ece(confidence, right) < 1
 # Temperature scaling
 # -------------------
 #
-# *Temperature scaling*, from the same paper, divides all logits by one number :math:`T`, chosen to
-# make the labels of the validation images as likely as possible:
-# :math:`\min_T -\sum_i \log \operatorname{softmax}(z_i / T)_{y_i}`. With :math:`T > 1`, the network
-# becomes less sure of everything. The order of the classes does not change, and so neither does the
-# accuracy.
+# *Temperature scaling*, from the same paper, divides all logits by one number :math:`T`. It is
+# chosen to make the labels :math:`y_i` of the validation images as likely as possible, given their
+# logits :math:`z_i`: it minimizes
+#
+# .. math::
+#
+#     - \sum_i \log \operatorname{softmax}(z_i / T)_{y_i} .
+#
+# With :math:`T > 1`, the network becomes less sure of everything. The order of the classes does not
+# change, and so neither does the accuracy.
 
 from mcbn.predictive import fit_temperature
 
@@ -205,9 +210,9 @@ for name in ("MCBN, M = 128", "M chosen", "plain, scaled"):
 # %%
 # With mini-batches as in training, which is the rule, MCBN leaves the NLL unchanged to within 2 %.
 # The validation images may choose smaller ones, which lower the NLL by some percent, or at worst
-# raise it by 2. But the same images, used to fit a temperature, lower it a good deal more, and what
-# MCBN changes on top of that is less than 0.05. To get calibrated probabilities, fit a temperature;
-# MCBN is no substitute for it.
+# raise it by 2 %. But the same images, used to fit a temperature, lower it a good deal more, and
+# what MCBN changes on top of that is less than 0.05. To get calibrated probabilities, fit a
+# temperature; MCBN is no substitute for it.
 
 assert abs(nll["MCBN, M = 128"] / nll["plain"] - 1) < 0.02
 assert nll["M chosen"] / nll["plain"] < 1.02
@@ -279,9 +284,9 @@ for num_bins in (1, 15, 150):
 assert ece(confidence, right, 1) < ece(confidence, right, 15) < ece(confidence, right, 150)
 
 # %%
-# *ECE averages over all images.* After scaling, the confidence is right on average, but for a
-# single digit it may not be. For all images that are read as a given digit, this is the mean
-# confidence minus the share of correct answers, with its standard error:
+# *ECE averages over all images.* After scaling, the confidence is right on average, but not
+# necessarily for each of the ten digits. For all images that are read as a given digit, this is the
+# mean confidence minus the share of correct answers, with its standard error:
 
 readings = mean_probs(test_logits).argmax(-1)
 gaps = []
@@ -294,8 +299,8 @@ for digit in range(10):
 print(f"{100 * (max(gaps) - min(gaps)):.0f} points from the lowest to the highest")
 
 # %%
-# The last line is the distance, in this run, between the digit with the most confidence for its
-# errors and the one with the least; part of it is chance, as the standard errors show. One
+# The last line is the distance, in this run, between the digit read with the most overconfidence
+# and the one read with the least; part of it is chance, as the standard errors show. One
 # temperature for all digits cannot remove it.
 #
 # *No measure knows what comes next.* The temperature was fitted on upright digits. Now we rotate
@@ -323,8 +328,8 @@ for name, logits in {"plain": turned_logits, "plain, scaled": turned_logits / te
 # --------------------
 #
 # Start with a reliability diagram, to see what is wrong and where. Compare methods by NLL or Brier
-# score. Compare the ECE with what chance alone would give. Look at the digits one by one if they
-# matter one by one. If you have validation images, fit a temperature.
+# score. Compare the ECE with what chance alone would give. Look at each class by itself if each
+# matters. If you have validation images, fit a temperature.
 #
 # What to read next
 # -----------------

@@ -1,6 +1,6 @@
 """
-Out-of-distribution detection: digits that are no digits
-========================================================
+Out-of-distribution detection: images that are not digits
+=========================================================
 
 Show a shirt to a network that reads digits, and it reads a digit. It has no choice: its
 probabilities sum to one over the ten digits. But it may be unsure, and an application could refuse
@@ -181,8 +181,8 @@ show("MCBN", header, mcbn)
 # MCBN against the plain network
 # ------------------------------
 #
-# The plain network has three of the four scores, too. It has no mutual information, because it is
-# only one.
+# The plain network has three of the four scores, too. It has no mutual information, because it is a
+# single network.
 
 from mcbn.predictive import disagreement, probabilities
 
@@ -214,7 +214,7 @@ assert agreement > 0.6
 #
 # The energy is the best score on these clothes, with this network. Does that hold elsewhere? We
 # change two things. First the network: we train one more in the same way, and three with random
-# crops. They read the digits just as well.
+# crops. They read the digits about as well.
 
 cropped = MNISTDataModule(source="sample", random_crop=True)
 networks = {
@@ -262,7 +262,7 @@ for name, trained in networks.items():
         found[name, kind] = torch.tensor([aurocs(network, images) for network in trained])
 
 # %%
-# The tables show the mean over the networks, with the lowest and the highest in brackets.
+# The tables show the mean over the networks, with the lowest and the highest in parentheses.
 
 for name in networks:
     cells = [
@@ -296,9 +296,9 @@ for name in networks:
 # ----------
 #
 # A score that wins on one set of images may fail on another, and networks that are equally good at
-# digits may differ widely in noticing what is no digit. So an AUROC on FashionMNIST says what a
-# network does with FashionMNIST. Try a detector on images like those it will meet, with more than
-# one training; where errors are expensive, do not rely on it alone.
+# digits may differ widely in how well they notice what is not a digit. So an AUROC on FashionMNIST
+# says what a network does with FashionMNIST. Try a detector on images like those it will meet, with
+# more than one training; where errors are expensive, do not rely on it alone.
 #
 # MCBN is no detector of foreign images: here it changed the AUROC of the entropy by less than two
 # points, and its mutual information was the weakest score.
@@ -306,7 +306,7 @@ for name in networks:
 # What to read next
 # -----------------
 #
-# Between a digit and no digit there are many steps:
-# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_rotation_and_noise.py` goes through
-# them. Refusing digits that may be misread is a task of its own:
-# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_selective_classification.py`.
+# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_rotation_and_noise.py` goes from
+# digits to other images step by step.
+# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_selective_classification.py` refuses
+# digits that may be misread.

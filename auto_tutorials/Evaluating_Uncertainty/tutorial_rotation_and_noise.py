@@ -2,10 +2,10 @@
 Shifted data: rotated and noisy digits
 ======================================
 
-Test images are rarely quite like the training images: a page lies askew in the scanner, a lamp is
-weak. The network then makes more errors, and it should *know* that it does. On this page we rotate
-digits a little at a time, then cover them with noise, and watch the uncertainty of a network, with
-and without Monte Carlo Batch Normalization (MCBN).
+Test images are rarely quite like the training images: a page lies askew in the scanner, the light
+is poor. The network then makes more errors, and it should *know* that it does. On this page we
+rotate digits a little at a time, then cover them with noise, and watch the uncertainty of a
+network, with and without Monte Carlo Batch Normalization (MCBN).
 
 The data are MNIST digits that come with the package: 4,000 for training, 1,000 for testing. The
 seed is 0. No GPU is needed.
@@ -133,7 +133,7 @@ plot_sweep(plain, mcbn, "angle in degrees")
 # mean confidence is still above 65 %. MCBN is no different: at every angle, its mean confidence is
 # within two points of the plain network's.
 #
-# Past the middle, the network even becomes *surer* again: an upside-down digit looks like a digit.
+# Beyond that, the network even becomes *more* sure again: an upside-down digit looks like a digit.
 
 assert right(plain[20]) > 0.8
 assert plain[0].entropy.mean() / plain[20].entropy.mean() < 0.5
@@ -147,8 +147,8 @@ assert mean("entropy", plain)[-1] < 0.9 * max(mean("entropy", plain))
 # What the estimators read
 # ------------------------
 #
-# Here is the digit from above at four angles, with one row for each of the eight estimators. The
-# darker a cell, the more probable the digit; the frame marks the correct one.
+# Here is the same 6 at four angles, with one row for each of the eight estimators. The darker a
+# cell, the more probable the digit; the frame marks the correct one.
 
 from mcbn.plotting import plot_estimators
 from mcbn.predictive import probabilities
@@ -181,9 +181,10 @@ figure.set_label(
 )
 
 # %%
-# Digits that look much the same upside down, 0, 1, 8 and some 5, are read better again when they
-# get there. Many a 6 is read as a 9, and many a 9 as a 6, with confidence. Is that an error of the
-# network? The image *is* a nine. No uncertainty can tell, because nothing in the image does.
+# Digits that look much the same upside down, 0, 1, 8 and some 5, are read better again as they
+# approach 180 degrees. Many a 6 is read as a 9, and many a 9 as a 6, with confidence. Is that an
+# error of the network? The image *is* a nine. No measure of uncertainty can tell, because nothing
+# in the image does.
 
 upside_down = mcbn[180]
 for digit, other in ((6, 9), (9, 6)):
@@ -198,9 +199,9 @@ for digit, other in ((6, 9), (9, 6)):
 # Rank the readings by entropy
 # ----------------------------
 #
-# Upright, the entropy separates correct readings from wrong ones. *AUROC* is the probability that a
-# misread image has more entropy than a correctly read one; one half is chance. *NLL* is the
-# negative log-likelihood of the labels.
+# For upright digits, the entropy separates correct readings from wrong ones. *AUROC* is the
+# probability that a misread image has more entropy than a correctly read one; one half is chance.
+# *NLL* is the negative log-likelihood of the labels.
 
 import rich
 from torchmetrics.functional.classification import binary_auroc
@@ -306,6 +307,6 @@ assert all(abs(right(noisy_mcbn[s]) - right(noisy_plain[s])) < 0.05 for s in sev
 # What to read next
 # -----------------
 #
-# Images that are no digits at all:
-# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_ood_detection.py`. A network of your
-# own: :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_own_network.py`.
+# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_ood_detection.py` shows the network
+# images of other things, and :ref:`sphx_glr_auto_tutorials_Applying_It_tutorial_own_network.py`
+# wraps a network of your own.

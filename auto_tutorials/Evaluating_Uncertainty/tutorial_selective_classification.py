@@ -104,7 +104,7 @@ rankings = {
 curves = {name: risk_coverage_curve(*ranking) for name, ranking in rankings.items()}
 
 # %%
-# All five curves in one figure:
+# All five curves in one figure. Where a curve seems to be missing, another one covers it.
 
 ax = None
 for name, (coverage, risk) in curves.items():
@@ -116,7 +116,7 @@ ax.figure.set_label(
 )
 
 # %%
-# How many images must be declined to avoid nine errors in ten?
+# What share of the images must be declined to avoid nine errors in ten?
 
 for name, (coverage, risk) in curves.items():
     errors = coverage * risk
@@ -156,8 +156,8 @@ for name in list(rankings)[:3]:
 
 # %%
 # All three are much nearer to the best possible confidence than to a useless one: the network knows
-# quite well where it errs, even though its confidence is too high everywhere. Selective
-# classification needs only the order of the images.
+# quite well where it errs, even if its confidence is too high. Selective classification needs only
+# the order of the images.
 #
 # In practice, the classes :class:`mcbn.metrics.AURC` and :class:`mcbn.metrics.AUGRC` compute these
 # areas during a test; ``trainer.test`` shows them in its tables.
@@ -280,14 +280,14 @@ assert broken_with_margin < 0.15
 # What the threshold overlooks
 # ----------------------------
 #
-# The threshold holds for images like those it was chosen on. Images that are no digits, or digits
+# The threshold holds for images like those it was chosen on. Images that are not digits, or digits
 # that are upside down, may also get a high confidence, and are then answered.
 #
 # What to read next
 # -----------------
 #
-# How often that happens:
 # :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_ood_detection.py` and
-# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_rotation_and_noise.py`. Whether the
-# confidence is right as a probability:
-# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_calibration.py`.
+# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_rotation_and_noise.py` measure how
+# sure a network is of such images.
+# :ref:`sphx_glr_auto_tutorials_Evaluating_Uncertainty_tutorial_calibration.py` asks whether the
+# confidence is right as a probability.

@@ -1,6 +1,6 @@
 """
-Labels that cost money
-======================
+Active learning: which pictures to label
+========================================
 
 Pictures are plentiful, but every label takes a person's time. In *active learning* the network
 chooses what to label next: the pictures that it is unsure of. This page compares three ways to
@@ -9,7 +9,7 @@ of the plain network, which is free, and at random. It measures whether active l
 whether MCBN chooses better.
 
 The pictures are digits of MNIST (Y. LeCun and C. Cortes, CC BY-SA 3.0) that come with the package,
-4,000 for training and 1,000 for the test, shrunk to 14 by 14 pixels. We know all labels, but count
+4,000 for training and 1,000 for testing, shrunk to 14 by 14 pixels. We know all labels, but count
 those that we look at. The seed is 0.
 
 Why mutual information
@@ -48,6 +48,10 @@ class Dense(nn.Module):
 
     def forward(self, x):
         return torch.einsum("bni,nio->bno", x, self.weight) + self.bias
+
+
+# %%
+# Batch norm sees the features of the thirty networks as channels of one layer.
 
 
 class BatchNormReLU(nn.Module):
@@ -218,6 +222,7 @@ counts = range(20, 101, 10)
 curves, labeled = learn(uneven, counts)
 
 # %%
+# The figure shows the mean over the ten repetitions.
 
 from mcbn.plotting import plot_series
 
@@ -225,6 +230,7 @@ means = dict(zip(ways, curves.mean(-1).T.tolist(), strict=True))
 plot_series(list(counts), means, ("labels", "right in percent"))
 
 # %%
+# After 100 labels, and with fewer labels than random choice:
 
 last = compare(curves)
 saved = curves[5, 1].mean() - last["random"].mean()

@@ -185,7 +185,7 @@ for name in ("test/cls/Acc", "test/cls/NLL", "test/cal/ECE", "test/ens_MI"):
     print(f"{name:14} {results[name]:.3f}")
 
 # %%
-# The accuracy is the one that we compute ourselves.
+# The accuracy agrees with the one that we compute ourselves.
 
 accuracy = (classifier.predict(rest[0]) == rest[1]).mean()
 assert abs(accuracy - results["test/cls/Acc"]) < 1e-4

@@ -1,6 +1,6 @@
 """
-A network that others trained
-=============================
+A pretrained network without its training data
+==============================================
 
 You have a network's weights, but not its training data. Monte Carlo Batch Normalization (MCBN)
 needs mini-batches of these data. So what do you fit on? This page takes an image classifier with
@@ -41,7 +41,7 @@ classes = MobileNet_V2_Weights.DEFAULT.meta["categories"]
 
 # %%
 # Pixels are scaled as they were when these weights were trained, to numbers from -1 to 1. The short
-# side is resized to 256 pixels, and the center is cut out.
+# side is resized to 256 pixels, and a square of 224 pixels is cropped from the center.
 
 from torchvision.transforms.v2 import functional as F
 
@@ -64,6 +64,7 @@ with torch.no_grad():
 confidence, labels = plain_logits.softmax(-1).max(-1)
 
 # %%
+# Its answers, with the probability of each:
 
 import matplotlib.pyplot as plt
 
@@ -100,9 +101,9 @@ mc = {"few pictures": MCBatchNorm(model, num_estimators=8, mc_batch_size=8)}
 mc["few pictures"].fit(DataLoader(TensorDataset(middle(others))))
 
 # %%
-# The mean of the estimators should stay close to the plain network. Without a single label,
+# The mean of the estimators should stay close to the plain network.
 # :func:`mcbn.diagnostics.probability_moved` says how much of the probability has moved to other
-# classes.
+# classes, which takes no labels.
 
 from mcbn.diagnostics import probability_moved
 from mcbn.predictive import mean_probs
@@ -131,8 +132,8 @@ look("few pictures")
 # More of the same: random crops
 # ------------------------------
 #
-# Training cut its pictures at random. We can do the same, and get mini-batches of 12 out of eleven
-# pictures, with other parts each time.
+# Training cropped its pictures at random. We can do the same, and get mini-batches of 12 out of
+# eleven pictures, which show other parts each time.
 
 from torchvision.transforms import v2
 
@@ -223,7 +224,7 @@ assert moved["blended"].mean() < 0.15
 # %%
 # Blending makes both the shift and the spread smaller, and their ratio stays the same. It hides
 # unfit statistics rather than mending them. The figure shows the layers in order, from the input
-# on.
+# on; zeros are drawn at :math:`10^{-3}`.
 
 names, shift, between, _ = reports["random crops"]
 figure, ax = plt.subplots(figsize=(6.5, 3), layout="constrained")
@@ -257,6 +258,9 @@ def typical_spread(pictures):
     spreads = fit_report(wrapper).spread
     return spreads[spreads > 1e-4].median()
 
+
+# %%
+# In images of noise, the values are independent.
 
 pictures = middle(others)
 resized = [F.resize(pictures, [size], antialias=True) for size in sizes]

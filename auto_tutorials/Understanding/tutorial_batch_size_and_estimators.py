@@ -180,11 +180,11 @@ assert nll[4][0] / nll[32][0] > 1
 assert abs(nll[512][-1] / plain[1] - 1) < 0.1
 
 # %%
-# Mini-batches of 4 put the network under conditions it has never met: the NLL of a single estimator
-# is higher than with 32. (The table shows how much of that 64 of them make up for.) With 512, the
-# estimators hardly differ, and MCBN's NLL is within 10 % of the plain network's. At the size of the
-# training set, each mini-batch would be the whole set, and the spread would be zero (but for the
-# random crops).
+# Mini-batches of 4 put the network under conditions that it never met in training: the NLL of a
+# single estimator is higher than with 32. The last column shows what is left of that when 64
+# estimators are averaged. With 512, the estimators hardly differ, and MCBN's NLL is within 10 % of
+# the plain network's. At the size of the training set, each mini-batch would be the whole set, and
+# the spread would be zero (but for the random crops).
 #
 # Variance, and replacing or blending
 # -----------------------------------
@@ -202,7 +202,8 @@ def fit(size=32, **options):
 
 
 # %%
-# ``mc_mean`` and ``mc_var`` are the statistics that a batch norm layer holds, here the first one's.
+# ``mc_mean`` and ``mc_var`` are the statistics that a batch norm layer holds; we look at those of
+# the first layer.
 
 choices = {
     "biased, replace (default)": fit(),
@@ -216,6 +217,9 @@ for name, mc in choices.items():
     rows.append([name, *(f"{value:.4f}" for value in values)])
 header = ("Choice", "Spread of means", "Mutual information", "NLL")
 rich.print(Tables([Table("M = 32, S = 64", header, rows)]))
+
+# %%
+# We compare the three choices in the first layer, and blending with replacing in the predictions:
 
 default, unbiased, blend = (mc.model[1] for mc in choices.values())
 assert torch.allclose(blend.mc_mean.std(0), 0.1 * default.mc_mean.std(0), rtol=1e-2)

@@ -17,11 +17,11 @@ a small constant that keeps the layer from dividing by zero. In training, the *s
 
 .. math::
 
-    \mu = \frac{1}{M} \sum_{i=1}^{M} h_i, \qquad
+    \mu = \frac{1}{M} \sum_{i=1}^{M} h_i, \quad
     \sigma^2 = \frac{1}{M} \sum_{i=1}^{M} (h_i - \mu)^2 .
 
 So the output for one example depends on the others in its mini-batch. At inference, the layer
-usually takes its *running statistics* instead, averages over the steps of the training.
+usually takes its *running statistics* instead, which are averages over the training steps.
 
 Monte Carlo Batch Normalization (MCBN) returns to mini-batches at inference. It draws :math:`S` of
 them from the training data, and each gives one *estimator*: the trained network with the statistics
@@ -60,8 +60,8 @@ ax.figure.set_label("A sine from -7 to 7; the points lie on it, but for its peak
 # We take the network of the paper's regressions (`Teye et al., 2018
 # <https://arxiv.org/abs/1802.06455>`_): two dense layers without bias, each followed by batch
 # normalization and a ReLU, and a dense output layer. ``train`` builds it, trains it on mini-batches
-# of :math:`M = 64` points with a learning rate that falls to a hundredth, and returns it with its
-# loader.
+# of :math:`M = 64` points with a learning rate that falls to a hundredth of its initial value, and
+# returns it with its loader.
 
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -168,8 +168,7 @@ ax.figure.set_label(
 #
 # .. math::
 #
-#     \mathrm{Var}[y] \approx \frac{1}{S} \sum_s (f_s(x) - \bar f(x))^2 + \frac{1}{\tau},
-#     \qquad \frac{1}{\tau} = 0.1^2 .
+#     \mathrm{Var}[y] \approx \frac{1}{S} \sum_s (f_s(x) - \bar f(x))^2 + \frac{1}{\tau} .
 #
 # The bands in the figure are two standard deviations wide on each side: first of the curves, then
 # of curves and noise.
@@ -221,7 +220,7 @@ print(f"left of the gap {left:.0%} inside, right of it {right:.0%}")
 # A mini-batch whose mean is a little off shifts the curve by the same amount, so the prediction
 # changes by the slope times the shift. The mean of :math:`M` of the :math:`n` points has a standard
 # deviation of :math:`\sigma_x / \sqrt{M}`, where :math:`\sigma_x` is the standard deviation of the
-# inputs, and by a bit less because no point is drawn twice. That gives a rule for the standard
+# inputs, or a little less, because no point is drawn twice. That gives a rule for the standard
 # deviation of the curves:
 #
 # .. math::
@@ -263,8 +262,9 @@ print(f"standard deviation in the middle: {ratio:.1f} times the rule's")
 assert 0.7 < ratio < 1.4
 
 # %%
-# In the middle of the data, where the sine is steep, the rule comes close. Near the edges, the
-# stretch and the second layer matter as well.
+# In the middle of the data, where the sine is steep, the rule comes close. Elsewhere, the stretch
+# and the second layer matter as well: where the curve is flat, the rule falls to zero and the
+# curves still differ.
 #
 # Places without data
 # -------------------
@@ -331,8 +331,8 @@ assert larger < 0.6 * base
 # %%
 # Ten times as many points leave the spread about where it was; the larger :math:`M` makes it less
 # than 0.6 times as wide. The width of the band is set by the size of the mini-batches that are
-# drawn, not by the amount of data. To get a suitable width, the paper chooses the :math:`M` of the
-# training on validation data.
+# drawn, not by the amount of data. To get a suitable width, the paper chooses :math:`M`, for the
+# training and for the draws alike, on validation data.
 #
 # Conclusion
 # ----------

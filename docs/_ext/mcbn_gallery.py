@@ -12,6 +12,7 @@ import platform
 import re
 import sys
 import textwrap
+import tomllib
 import warnings
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -32,6 +33,7 @@ from sphinx.errors import ExtensionError
 from sphinx.util import logging
 from sphinx.util.console import bold
 from sphinx_gallery.utils import get_md5sum
+from tutorials import NOTES
 
 if TYPE_CHECKING:
     import ast
@@ -298,6 +300,9 @@ def insert_record(app: Sphinx, docname: str, source: list[str]) -> None:
     if not (run.exists() and cost.exists()):
         return
     facts = {"Time": f"{json.loads(cost.read_text())['time']:.1f} s", **json.loads(run.read_text())}
+    note = tomllib.loads(NOTES.read_text(encoding="utf-8")).get(page.stem.partition("_")[2], {})
+    if "data" in note:  # of another package, which no run can tell
+        facts["Data"] = note["data"]
     fields = "".join(f"   :{name}: {value}\n" for name, value in facts.items())
     box = f".. container:: mcbn-run\n\n{fields}\n"
     # The introduction ends where the first section or the first cell begins.

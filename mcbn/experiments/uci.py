@@ -126,7 +126,7 @@ def run(
         out: The result file; the journal is beside it.
         root: Where the tables are.
         processes: How many units are computed at a time; each has one thread.
-        advance: Called for each unit that is done, with the rows of its networks' data, all in all,
+        advance: Called for each unit that is done, with the rows of its networks' data in all,
             and whether it was done before.
 
     Returns:

@@ -30,7 +30,7 @@ def _summary(model: nn.Module) -> Tables:
         (f"{name}: {type(module).__name__}", size(module))
         for name, module in model.named_children()
     ]
-    total = (f"{type(model).__name__}, all in all", size(model))
+    total = (f"{type(model).__name__}, in all", size(model))
     return Tables([Table("Model", ("Module", "Parameters"), [*rows, total])])
 
 
