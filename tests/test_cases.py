@@ -2196,6 +2196,12 @@ def test_g1_input_is_the_first_part_of_a_batch(make: Callable[[Tensor], Any], wr
     check(mc(X), Case(plain_b).loop())
 
 
+def test_g_input_that_cannot_be_copied(wrap: Wrap) -> None:
+    mc = fitted(wrap, lambda: Net(lambda n, x, other: n.b(x)), [(v, None) for v in V])
+    with pytest.raises(TypeError, match="inputs cannot be copied"):
+        mc(X, threading.Lock())
+
+
 # --- H: what a network keeps on itself -----------------------------------------------------------
 
 FEATURES: list[Any] = []

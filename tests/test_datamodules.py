@@ -258,6 +258,14 @@ def test_training_images_are_crops_by_torchvision():
     assert torch.equal(labels, dataset.labels[:50])
 
 
+def test_one_training_image_is_another_crop_each_time():
+    dataset = sample().dataset("train")
+    crops = [dataset[3][0] for _ in range(20)]
+    wanted = reference_crops(dataset.images[3])
+    assert all(any(torch.equal(crop, each) for each in wanted) for crop in crops)
+    assert len({crop.numpy().tobytes() for crop in crops}) > 5
+
+
 def test_crop_offsets_are_uniform_and_independent():
     image = torch.arange(1, 28 * 28 + 1, dtype=torch.int32).view(1, 28, 28)
     count = 81 * 400

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import itertools
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from mcbn import MCBatchNorm, lenet
+from mcbn.data import batches as drawing
 
 
 def small() -> nn.Module:
@@ -224,6 +228,19 @@ def test_resample_replaces_some_estimators() -> None:
         expected = statistics_of(small(), (batch,))
         torch.testing.assert_close(after[index]["1"], expected["1"])
         torch.testing.assert_close(after[index]["5"], expected["5"])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_fit_that_takes_long_shows_a_bar_on_a_terminal(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, seconds = io.StringIO(), itertools.count(step=3)
+    written.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(drawing, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    assert [*drawing.with_progress("Working", iter("abcde"), 5)] == [*"abcde"]
+    assert ("Working" in written.getvalue()) == terminal
 
 
 # --- Predicting --------------------------------------------------------------------------------

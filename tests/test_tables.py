@@ -79,7 +79,8 @@ def test_loaders_give_batches():
     batches = list(datamodule.train_dataloader())
     assert [tuple(features.shape) for features, _ in batches] == [(50, 10)] * 5
     assert all(target.shape == (50, 1) for _, target in batches)
-    for loader in (datamodule.val_dataloader(), datamodule.test_dataloader()):
+    for part in ("val", "test", "predict"):
+        loader = getattr(datamodule, f"{part}_dataloader")()
         [(features, target)] = loader
         assert features.shape == (88, 10)
         assert target.dtype == torch.float32
