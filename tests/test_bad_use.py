@@ -894,7 +894,7 @@ WRONG["images in memory", IndexError] = {
     )[4],
 }
 
-# --- Training and in_test ------------------------------------------------------------------------
+# --- Training and testing ------------------------------------------------------------------------
 
 
 def trainer(**options: Any) -> Trainer:
@@ -1353,7 +1353,7 @@ def test_a_batch_that_tells_nothing_chooses_no_path(first: Tensor) -> None:
     loaded.load_state_dict(fitted.state_dict())
     loaded(first)
     x = torch.randn(5, 6)
-    torch.in_test.assert_close(loaded(x), fitted(x))
+    torch.testing.assert_close(loaded(x), fitted(x))
 
 
 def test_infinite_outputs_hide_no_difference_between_the_paths() -> None:
@@ -1362,4 +1362,4 @@ def test_infinite_outputs_hide_no_difference_between_the_paths() -> None:
         MCBatchNorm(Centred(masks=True).eval(), 4, path=path).fit(data)(x)
         for path in ("auto", "loop")
     )
-    torch.in_test.assert_close(chosen, loop)
+    torch.testing.assert_close(chosen, loop)
