@@ -176,29 +176,24 @@ for encoding in ("ascii", "latin-1", "utf-8"):
 """
 
 
-@pytest.fixture(scope="module")
-def printed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("printed")
-    (folder / "script.py").write_text(PRINTS, encoding="utf-8")
+SIGNS = {
+    "ascii": ("Grosse +/-", "lambda -> tau", "far - out, |x| ~ 4", "1.25+/-0.5  deg ? ?"),
+    "latin-1": ("Größe ±", "lambda -> tau", "far - out, |x| ~ 4", "1.25±0.5 ° ? ?"),
+    "utf-8": ("Größe ±", "λ → τ", "far – out, |x| ≈ 4", "1.25±0.5 ° 中 ∞"),
+}
+
+
+def test_a_terminal_gets_signs_that_it_has(tmp_path):
+    (tmp_path / "script.py").write_text(PRINTS, encoding="utf-8")
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "COLUMNS": "60"}
     command = [sys.executable, "script.py"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, env=environment)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("encoding", "cells"),
-    [
-        ("ascii", ("Grosse +/-", "lambda -> tau", "far - out, |x| ~ 4", "1.25+/-0.5  deg ? ?")),
-        ("latin-1", ("Größe ±", "lambda -> tau", "far - out, |x| ~ 4", "1.25±0.5 ° ? ?")),
-        ("utf-8", ("Größe ±", "λ → τ", "far – out, |x| ≈ 4", "1.25±0.5 ° 中 ∞")),
-    ],
-)
-def test_a_terminal_gets_signs_that_it_has(printed, encoding, cells):
-    said = (printed / encoding).read_text(encoding)
-    assert said.rstrip().endswith("the end")
-    for cell in cells:
-        assert cell in said
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    for encoding, cells in SIGNS.items():
+        said = (tmp_path / encoding).read_text(encoding)
+        assert said.rstrip().endswith("the end")
+        for cell in cells:
+            assert cell in said, encoding
 
 
 def test_text_and_html_hold_the_same_cells():
