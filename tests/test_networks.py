@@ -206,19 +206,6 @@ def test_wrapper_equals_the_slow_reference(name: str, chunk_bytes: int) -> None:
         assert (mc.loop_reason is not None) == (name in LOOPS)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_second_fit_pools_first_and_is_as_right(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pooling, "_WORTH_DEFERRING", 0)
-    torch.manual_seed(0)
-    make, shape = NETWORKS[name]
-    model = randomize(make().double())
-    first, second = ([torch.randn(7, *shape).double() for _ in range(3)] for _ in range(2))
-    mc = MCBatchNorm(model, 3, mc_batch_size=7).fit(first).fit(second)
-    assert_statistics(mc, [statistics_of(model, (batch,)) for batch in second])
-
-
 @pytest.mark.parametrize("path", ["auto", "loop"])
 def test_every_path_that_can_be_forced_is_right(path: str) -> None:
     torch.manual_seed(0)
@@ -248,9 +235,9 @@ def test_what_estimators_share_is_computed_once(
         model[1:](hidden)
     assert all_of_it.get_total_flops() == first.get_total_flops() + 5 * rest.get_total_flops()
     pooled = []
-    max_pool = pooling._max_pool
+    pool = pooling.pool
     monkeypatch.setattr(pooling, "_WORTH_DEFERRING", 0)
-    monkeypatch.setattr(pooling, "_max_pool", lambda *a: pooled.append(a) or max_pool(*a))
+    monkeypatch.setattr(pooling, "pool", lambda *a, **k: pooled.append(a) or pool(*a, **k))
     with torch.no_grad():
         mc(x)
         mc.chunk_bytes = int(at_once * mc._plan.growth * x.nbytes) + 1
@@ -378,6 +365,8 @@ POOL_OR_ACTIVATE = {
     "dilated": lambda y: torch.max_pool2d(y, [2, 2], [2, 2], 0, 2),
     "padded": lambda y: F.max_pool2d(y, (2, 2), padding=1),
     "of odd sizes": lambda y: F.max_pool2d(F.max_pool2d(y, 2), 2, ceil_mode=True),
+    "to its size, and on": lambda y: F.adaptive_avg_pool2d(y, (6, None)).mul_(2) + y,
+    "to its size, and in place": lambda y: F.adaptive_avg_pool2d(y, (6, None)).relu_() + y,
     "twice": lambda y: F.relu6(F.max_pool2d(F.relu(F.max_pool2d(y, 2)), 2)),
 }
 
@@ -403,6 +392,63 @@ def test_every_way_to_pool_or_activate(
     x = torch.randn(2, 1, 6, 12).double()
     with torch.no_grad():
         assert relative_error(mc(x), torch.stack(predict(model, fitted(mc), x))) < 1e-10
+
+
+POOL = {
+    **POOL_OR_ACTIVATE,
+    "named": lambda y: torch.max_pool2d(input=y, kernel_size=2),
+    "of one image": lambda y: torch.stack([F.max_pool2d(each, 2) for each in y]),
+    "adaptive, of one image": lambda y: torch.stack(
+        [F.adaptive_avg_pool2d(each, (None, 12)) for each in y]
+    ),
+    "adaptive, of one signal": lambda y: F.adaptive_avg_pool1d(y[0].flatten(1), 3)[None, ..., None],
+    "transposed": lambda y: F.max_pool2d(y.mT, 2).view(5, 4, 3, 6),
+    "channels last": lambda y: F.max_pool2d(y.to(memory_format=torch.channels_last), 2),
+    "of integers": lambda y: F.max_pool2d((8 * y).int(), 2).double(),
+    "quantized": lambda y: (
+        F.max_pool2d(torch.quantize_per_tensor(y.float(), 0.1, 0, torch.quint8), 2)
+        .dequantize()
+        .double()
+    ),
+    "opaque": lambda y: F.max_pool2d(y.float().to_mkldnn(), 2).to_dense().double(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("name", POOL)
+def test_every_way_to_pool_while_fitting(name: str) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(POOL[name](self.conv(x)))
+
+    torch.manual_seed(0)
+    model = randomize(Network().double())
+    batches = [torch.randn(5, 1, 6, 12).double() for _ in range(3)]
+    mc = MCBatchNorm(model, 3).fit(batches)
+    assert_statistics(mc, [statistics_of(model, (batch,)) for batch in batches])
+
+
+def test_the_gradient_of_a_tie_while_fitting() -> None:
+    class Slope(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm2d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                flat = torch.ones_like(x).requires_grad_()
+                (gradient,) = torch.autograd.grad(F.max_pool2d(flat, 2).sum(), flat)
+            return self.bn(x * gradient)
+
+    batches = [torch.randn(5, 1, 6, 12) for _ in range(2)]
+    mc = MCBatchNorm(Slope(), 2).fit(batches)
+    # PyTorch gives all of it to the first of each four.
+    expected = torch.stack([batch[..., ::2, ::2].sum() / batch.numel() for batch in batches])
+    torch.testing.assert_close(mc.model.bn.mc_mean.flatten(), expected)
 
 
 def test_gradients_through_two_activations_in_a_row() -> None:

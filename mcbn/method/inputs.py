@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from mcbn.checks import check_has_values
 from mcbn.data.batches import default_inputs
 from mcbn.method.pooling import nbytes, version
-from mcbn.method.tree import children_of, tensors_of, tree_map
+from mcbn.method.tree import PLAIN, children_of, tensors_of, tree_map
 
 
 def network_inputs(
@@ -150,7 +150,7 @@ class Inputs:
 def _kind(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.shape, value.dtype
-    return value if type(value) in _PLAIN else type(value)
+    return value if type(value) in PLAIN else type(value)
 
 
 def same(tree: Any, other: Any) -> bool:
@@ -172,8 +172,10 @@ def _same(ours: tuple[Any, Any], theirs: tuple[Any, Any]) -> bool:
 
 def trace_of(tree: Any) -> Any:
     """What is something else after a write into ``tree``."""
-    if isinstance(tree, Tensor) or type(tree) in _PLAIN:
+    if isinstance(tree, Tensor) or type(tree) in PLAIN:
         return _mark(tree)
+    if type(tree) is tuple and PLAIN.issuperset(map(type, tree)):  # such as a kernel's size
+        return tree
     return [(path, _mark(value)) for path, value in walk(tree)]
 
 
@@ -183,11 +185,10 @@ def _mark(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tobytes()
     # The id of a number may be that of the next but one.
-    return value if type(value) in _PLAIN else id(value)
+    return value if type(value) in PLAIN else id(value)
 
 
 _WHOLE = (Tensor, nn.Module, type, ModuleType, FunctionType)
-_PLAIN = {type(None), bool, int, float, str}
 _DEPTH = 5  # an object may lead to all others
 
 

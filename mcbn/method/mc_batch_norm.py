@@ -25,7 +25,7 @@ from mcbn.method.conduct import Conduct
 from mcbn.method.distances import warn_if_unfit
 from mcbn.method.estimators import Plan, is_traceable, predict, predict_traced
 from mcbn.method.inputs import cloned, copied_network, network_inputs
-from mcbn.method.pooling import Overwritten, nbytes
+from mcbn.method.pooling import nbytes
 from mcbn.method.statistics import (
     MiniBatch,
     Pair,
@@ -35,7 +35,6 @@ from mcbn.method.statistics import (
 )
 from mcbn.method.tree import tensors_of
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 Drawn = tuple[list[int], dict[Any, Pair], Plan]
 
 _DETERMINISTIC: ContextVar[bool] = ContextVar("mcbn_deterministic", default=False)
@@ -376,7 +375,7 @@ class MCBatchNorm(nn.Module):
         chosen = _indices(estimators, self.num_estimators)
         count = len(chosen)
         draws: list[dict[Any, list[Pair]]] = []
-        plan, fault = self._new_plan(), None
+        plan = self._new_plan()
         like = _example(self.model)
         if like is not None and like.is_meta:
             raise ValueError(
@@ -385,16 +384,21 @@ class MCBatchNorm(nn.Module):
             )
         if input_fn is not None:
             check_callable("input_fn", input_fn, "a function from a batch to the network's inputs")
-        names = batch_norms(self.model)
+        layers = batch_norms(self.model)
         with _evaluation_mode(self.model), _seeded(generator) as drawing:
             batches = draw_batches(data, count, self.mc_batch_size, drawing)
-            for index, batch in enumerate(with_progress("Fitting MCBN", batches, count)):
+            for index, batch in enumerate(with_progress("Fitting MCBN", batches, count), start=1):
                 inputs = network_inputs(batch, input_fn, like)
-                # What is made once, such as a mask that is kept, the first pass has made.
-                looks = index in (0, count - 1)
-                waits = index > 0 and fault is None
+                run = MiniBatch(layers, self.correction)
                 try:
-                    run, found = self._run_mini_batch(inputs, waits, looks)
+                    # What is made once, such as a mask that is kept, an earlier pass has made.
+                    conduct = Conduct(self.model, inputs) if index == count else None
+                    args, kwargs = conduct.given if conduct else cloned(inputs)
+                    with run, conduct or nullcontext():
+                        self.model(*args, **kwargs)
+                    if conduct and not plan.loops:
+                        plan.loop_reason = conduct.fault()
+                        plan.loops = plan.loop_reason is not None
                 except Exception as error:
                     given = [f"{t.dtype} of shape {tuple(t.shape)}" for t in tensors_of(inputs)]
                     error.add_note(
@@ -402,30 +406,13 @@ class MCBatchNorm(nn.Module):
                         "inputs, pass input_fn=, a function from a batch to the network's inputs."
                     )
                     raise
-                fault = found if looks else fault
                 draws.append(run.drawn)
                 plan.learn(run, sum(map(nbytes, tensors_of(inputs))))
-        if not plan.loops:
-            plan.loop_reason, plan.loops = fault, fault is not None
         drawn = {
             layer: self._stacked(name, layer, [draw[layer] for draw in draws])
-            for name, layer in names.items()
+            for name, layer in layers.items()
         }
         return chosen, drawn, plan
-
-    def _run_mini_batch(
-        self, inputs: Call, waits: bool, looks: bool
-    ) -> tuple[MiniBatch, str | None]:
-        """Normalize a copy of ``inputs`` with its own statistics; and what else that did."""
-        conduct = Conduct(self.model, inputs) if looks else None
-        args, kwargs = cloned(inputs) if conduct is None else conduct.given
-        run = MiniBatch(batch_norms(self.model), self.correction, waits)
-        try:
-            with run, conduct or nullcontext():
-                self.model(*args, **kwargs)
-        except Overwritten:
-            return self._run_mini_batch(inputs, False, looks)
-        return run, conduct and conduct.fault()
 
     def _stacked(self, name: str, layer: Any, draws: list[list[Pair]]) -> Pair:
         """The means and variances of a layer's draws, ``(num_draws, num_calls, num_features)``."""

@@ -3,6 +3,8 @@
 A maximum can be taken before a scale and a shift as well as after them, if the sign of the scale is
 known, and it is that of the layer's weight. So the output of a batch norm layer waits, as
 :class:`Deferred`, for a pooling that may follow. To anything else it is the tensor itself.
+
+Some poolings PyTorch does slowly, and :func:`pool` in less time.
 """
 
 from __future__ import annotations
@@ -69,8 +71,10 @@ def scale_and_shift(
 # An activation that never decreases, so that it commutes with a maximum.
 _RELUS = {F.relu, torch.relu, Tensor.relu}
 _POOLS_2D = {F.max_pool2d, torch.max_pool2d}
-_ADAPTIVE_POOLS = {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d}
-_POOLS = {*_POOLS_2D, F.max_pool1d, torch.max_pool1d, F.max_pool3d, torch.max_pool3d}
+# With the number of axes that they pool.
+_ADAPTIVE_POOLS = {F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool2d: 2, F.adaptive_avg_pool3d: 3}
+POOLS = {*_POOLS_2D, *_ADAPTIVE_POOLS}
+_MAX_POOLS = {*_POOLS_2D, F.max_pool1d, torch.max_pool1d, F.max_pool3d, torch.max_pool3d}
 
 
 class Run(Protocol):
@@ -143,7 +147,11 @@ class Deferred(Tensor):
         if inplace:
             self.rectified = True
             return self
-        return Deferred(self.layer, self.raw, self.affine, self.run, True)
+        return self.another(True)
+
+    def another(self, rectified: bool) -> Deferred:
+        """One of the same, that the network may write into."""
+        return Deferred(self.layer, self.raw, self.affine, self.run, rectified)
 
     def pool(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Deferred:
         """Pool now: where the weight is negative, the maximum is that of the negative."""
@@ -153,19 +161,13 @@ class Deferred(Tensor):
 
         def maximum() -> Tensor:
             if weight is None or not bool((weight < 0).any()):
-                return _max_pool(func, raw, args, kwargs)
+                return pool(func, raw, *args, **kwargs)
             sign = torch.where(weight < 0, -1.0, 1.0).to(raw.dtype)
             sign = sign.view(-1, *[1] * (raw.dim() - 2))
-            return _max_pool(func, raw * sign, args, kwargs) * sign
+            return pool(func, raw * sign, *args, **kwargs) * sign
 
         pooled = self.run.once(("pool", func), maximum)
         return Deferred(self.layer, pooled, self.affine, self.run, self.rectified)
-
-    def has_size(self, output_size: int | Sequence[int | None]) -> bool:
-        """Whether an adaptive pooling to this size would change nothing."""
-        size = self.raw.shape[2:]
-        wanted = [output_size] * len(size) if isinstance(output_size, int) else output_size
-        return all(w is None or w == s for w, s in zip(wanted, size, strict=True))
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -175,9 +177,9 @@ class Deferred(Tensor):
         if isinstance(first, Deferred) and first.value is None:
             if func in _RELUS:
                 return first.activate(kwargs.get("inplace", len(args) > 1 and args[1]))
-            if func in _ADAPTIVE_POOLS and first.has_size(*args[1:], **kwargs):
-                return first
-            if func in _POOLS and not kwargs.get("return_indices", len(args) > 6 and args[6]):
+            if func in _ADAPTIVE_POOLS and _keeps_size(func, first.raw, *args[1:], **kwargs):
+                return first.another(first.rectified)
+            if func in _MAX_POOLS and not kwargs.get("return_indices", len(args) > 6 and args[6]):
                 return first.pool(func, args[1:], kwargs)
         return func(*finished(args), **finished(kwargs))
 
@@ -211,21 +213,34 @@ def finished(tree: Any) -> Any:
     return tree_map(lambda t: t.finish() if type(t) is Deferred else t, tree)
 
 
-def _max_pool(func: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    if x.device.type == "cpu" and _halves(func, x, args, kwargs):
-        # Four to ten times as fast as the native pooling of a contiguous tensor.
+def pool(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The same as ``func``, one of :data:`POOLS`, in less time where there is a way."""
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.layout is torch.strided
+    # At ties the gradient would be another.
+    if not (plain and x.is_floating_point() and x.is_contiguous()) or torch.is_grad_enabled():
+        return func(x, *args, **kwargs)
+    if func in _ADAPTIVE_POOLS and _keeps_size(func, x, *args, **kwargs):
+        return x.clone()
+    if func in _POOLS_2D and _halves(x, args, kwargs):
+        # Four to ten times as fast as the native pooling.
         x = torch.maximum(x[..., ::2, :], x[..., 1::2, :])
         return torch.maximum(x[..., ::2], x[..., 1::2])
     return func(x, *args, **kwargs)
 
 
-def _halves(func: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _keeps_size(func: Any, x: Tensor, output_size: int | Sequence[int | None]) -> bool:
+    """Whether an adaptive pooling to this size would change nothing."""
+    size = x.shape[-_ADAPTIVE_POOLS[func] :]
+    wanted = [output_size] * len(size) if isinstance(output_size, int) else output_size
+    return all(w is None or w == s for w, s in zip(wanted, size, strict=True))
+
+
+def _halves(x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether this pooling takes the maximum of each 2 by 2 pixels of an image of even sizes."""
     given = dict(zip(("kernel_size", "stride", "padding", "dilation"), args, strict=False)) | kwargs
     two, size = (2, [2, 2], (2, 2)), given.get("kernel_size")
     return (
-        func in _POOLS_2D
-        and x.shape[-1] % 2 == x.shape[-2] % 2 == 0
+        x.shape[-1] % 2 == x.shape[-2] % 2 == 0
         and size in two
         and (given.get("stride") or size) in two
         and given.get("padding", 0) in (0, [0, 0], (0, 0))

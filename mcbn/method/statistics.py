@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from mcbn.method.pooling import UNTRACKED, Deferred, Overwritten, nbytes, normalized
+from mcbn.method.pooling import POOLS, UNTRACKED, Deferred, Overwritten, nbytes, normalized, pool
 from mcbn.method.prefix import Prefix
 from mcbn.method.tree import tensors_of
 
@@ -226,13 +226,14 @@ class Substitution(TorchFunctionMode, ABC):
                 raise RuntimeError("the network looks at the graph of its gradients")
             if func == _REQUIRES_GRAD and self.count > 1 and self.grad:
                 return torch.func.debug_unwrap(args[0]).requires_grad  # vmap says False
+        compute = partial(pool, func) if func in POOLS and args else func
         if prefix is None or (not prefix.open and prefix.position == len(prefix.log)):
-            return func(*args, **kwargs)
+            return compute(*args, **kwargs)
         if args and type(args[0]) is Deferred:  # it asks by itself
             return func(*args, **kwargs)
         if kwargs.get("generator") is not None:
             prefix.drew = True
-        return prefix.once(func, lambda: func(*args, **kwargs))
+        return prefix.once(func, lambda: compute(*args, **kwargs))
 
     def source(self, tensor: Tensor) -> _BatchNorm | None:
         """The layer whose running mean or variance this is, or a view of one."""
@@ -322,14 +323,13 @@ class MiniBatch(Substitution):
     Args:
         layers: The network's batch norm layers by name.
         correction: 0 for the biased variance, 1 for the unbiased one.
-        waits: Whether the output of a layer waits for a max-pooling, to let it go first.
 
     Attributes:
         drawn: For each layer, the mean and the variance ``(num_features,)`` of each call.
     """
 
-    def __init__(self, layers: Layers, correction: int, waits: bool) -> None:
-        super().__init__(layers, waiting=layers.values() if waits else ())
+    def __init__(self, layers: Layers, correction: int) -> None:
+        super().__init__(layers)
         self.correction = correction
         self.drawn: dict[_BatchNorm, list[Pair]] = {layer: [] for layer in layers.values()}
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+PLAIN = {type(None), bool, int, float, str}
+
 
 def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
     """Apply ``function`` to the tensors of ``tree``, and keep everything around them.
@@ -68,7 +70,7 @@ def tensors_of(tree: Any) -> list[Tensor]:
 
 def children_of(tree: Any) -> list[tuple[Any, Any]] | None:
     """What a container holds, by index, key or field; None for what is no container."""
-    if isinstance(tree, Tensor):
+    if type(tree) in PLAIN or isinstance(tree, Tensor):
         return None
     if isinstance(tree, tuple | list) and not isinstance(tree, torch.Size):
         return list(enumerate(tree))
