@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import gzip
 import math
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,17 +88,6 @@ TABLES = {
     "huge": b"1e300,2\n-1e300,3\n2e300,1\n" * 5,
 }
 
-IDX_HEADER = bytes([0, 0, 8, 3]) + (10_000).to_bytes(4, "big") + bytes([0, 0, 0, 28] * 2)
-IMAGES = {
-    "nothing": b"",
-    "truncated": IDX_HEADER + bytes(28),
-    "promising": IDX_HEADER[:4] + b"\x7f\xff\xff\xff" + IDX_HEADER[8:],
-    "of the right size": bytes(47_040_016),
-    "bomb": gzip.compress(bytes(10_000_000)),
-    "html": b"<html>404</html>",
-    "pickle": pickle.dumps([1, 2]),
-}
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -104,11 +95,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
     for name, content in TABLES.items():
         (folder / f"{name}.csv").write_bytes(content)
-    for name, content in IMAGES.items():
-        for file in (*files.MNIST, *files.FASHION):
-            (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name / file).write_bytes(b"" if len(content) > 1e6 else content)
-        (folder / name / files.MNIST[0]).write_bytes(content)
     torch.save({"state_dict": Evil(folder / "executed")}, folder / "evil.pt")
     whole = (folder / "evil.pt").read_bytes()
     (folder / "half.pt").write_bytes(whole[: len(whole) // 2])
@@ -121,11 +107,16 @@ ONE = torch.ones(1)
 FLAG = torch.tensor([True])
 
 
+SCORES = (
+    "BrierScore", "NLL", "Entropy", "CalibrationError", "AdaptiveCalibrationError",
+    "AURC", "AUGRC", "CoverageAtRisk", "RiskAtCoverage",
+)  # fmt: skip
+
+
 def all_metrics() -> dict[str, metrics.Metric]:
     """Each with an example."""
     made: dict[str, metrics.Metric] = {}
-    for name in ("BrierScore", "NLL", "Entropy", "CalibrationError", "AdaptiveCalibrationError",
-                 "AURC", "AUGRC", "CoverageAtRisk", "RiskAtCoverage"):  # fmt: skip
+    for name in SCORES:
         made[name] = getattr(metrics, name)()
         made[name].update(GOOD, LABELS)
     for name in ("MutualInformation", "Disagreement"):
@@ -290,66 +281,56 @@ def changed(key: str, value: Any) -> Wrong:
 def interrupted_load(world: World) -> object:
     """Loads a state, and is interrupted in one of the last layers."""
     last = world.fitted.model[6]
-    hook = last.register_load_state_dict_pre_hook(raising(KeyboardInterrupt(), after=0))
+    hook = last.register_load_state_dict_pre_hook(raising(KeyboardInterrupt("in a layer"), after=0))
     world.undo = hook.remove
     return world.fitted.load_state_dict({k: v + 1 for k, v in world.fitted.state_dict().items()})
 
 
-Row = tuple[Wrong, type[BaseException], list[str]]
-ROWS: dict[str, Row] = {}
-
-
-def rows(group: str, **named: Row) -> None:
-    for name, row in named.items():
-        ROWS[f"{group}: {name.replace('_', ' ')}"] = row
+# By what is used and what it raises: the words of the error, in their order, and the wrong use.
+WRONG: dict[tuple[str, type[BaseException]], dict[str, Wrong]] = {}
 
 
 def made(**options: Any) -> Wrong:
     return lambda w: MCBatchNorm(**{"model": network(), **options})
 
 
-rows(
-    "convert",
-    a_class=(made(model=nn.BatchNorm1d), TypeError, ["model is a type", "torch.nn.Module"]),
-    nothing=(made(model=None), TypeError, ["model is a NoneType", "pass a torch.nn.Module"]),
-    no_batch_norm=(made(model=nn.Linear(2, 2)), ValueError, ["Linear has no batch norm layer"]),
-    lazy=(made(model=nn.LazyBatchNorm1d()), ValueError, ["lazy layers", "model(example_batch)"]),
-    a_wrapper=(
-        lambda w: MCBatchNorm(w.fitted, 4),
-        ValueError,
-        ["holds an MCBatchNorm already", "pass the network in it, its .model"],
+WRONG["convert", TypeError] = {
+    "model is a type ... torch.nn.Module": made(model=nn.BatchNorm1d),
+    "model is a NoneType ... pass a torch.nn.Module": made(model=None),
+    "model is a str": made(model="lenet"),
+    "num_estimators=1.5 is a float ... an integer": made(num_estimators=1.5),
+    "num_estimators=True is a bool ... integer": made(num_estimators=True),
+    "num_estimators='16' is a str ... integer": made(num_estimators="16"),
+    "convert=32 is a int ... True or False ... the batch size is mc_batch_size=": lambda w: (
+        MCBatchNorm(network(), 16, 32)
     ),
-    fitted_for_another_S=(
-        lambda w: MCBatchNorm(MCBatchNorm(network(), 3).fit(batches(3)).model, 4, convert=False),
-        ValueError,
-        ["num_estimators=4", "statistics of 3", "use the same number, or fit again"],
+    "mc_batch_size=8.0 is a float ... an integer": made(mc_batch_size=8.0),
+    "correction=True is a bool ... 0 (biased)": made(correction=True),
+    "is a Tensor ... 1 (unbiased)": made(correction=LABELS),
+    "momentum='1' is a str ... above 0, at most 1": made(momentum="1"),
+}
+WRONG["convert", ValueError] = {
+    "Linear has no batch norm layer": made(model=nn.Linear(2, 2)),
+    "lazy layers ... model(example_batch)": made(model=nn.LazyBatchNorm1d()),
+    "holds an MCBatchNorm already ... pass the network in it, its .model": lambda w: MCBatchNorm(
+        w.fitted, 4
     ),
-    S_zero=(made(num_estimators=0), ValueError, ["num_estimators=0", "at least 1"]),
-    S_float=(made(num_estimators=1.5), TypeError, ["num_estimators=1.5 is a float", "an integer"]),
-    S_true=(made(num_estimators=True), TypeError, ["num_estimators=True is a bool", "integer"]),
-    S_text=(made(num_estimators="16"), TypeError, ["num_estimators='16' is a str", "integer"]),
-    M_in_the_place_of_convert=(
-        lambda w: MCBatchNorm(network(), 16, 32),  # pyright: ignore[reportArgumentType]
-        TypeError,
-        ["convert=32 is a int", "True or False", "the batch size is mc_batch_size="],
+    "num_estimators=4 ... statistics of 3 ... use the same number, or fit again": lambda w: (
+        MCBatchNorm(MCBatchNorm(network(), 3).fit(batches(3)).model, 4, convert=False)
     ),
-    M_negative=(made(mc_batch_size=-1), ValueError, ["mc_batch_size=-1", "at least 1"]),
-    M_float=(made(mc_batch_size=8.0), TypeError, ["mc_batch_size=8.0 is a float", "an integer"]),
-    budget_zero=(made(chunk_bytes=0), ValueError, ["chunk_bytes=0", "at least 1"]),
-    correction_two=(made(correction=2), ValueError, ["correction=2", "0 (biased)"]),
-    correction_true=(made(correction=True), TypeError, ["correction=True is a bool", "0 (biased)"]),
-    correction_tensor=(made(correction=LABELS), TypeError, ["is a Tensor", "1 (unbiased)"]),
-    momentum_zero=(made(momentum=0), ValueError, ["momentum=0", "above 0, at most 1"]),
-    momentum_nan=(made(momentum=math.nan), ValueError, ["momentum=nan", "above 0, at most 1"]),
-    momentum_text=(made(momentum="1"), TypeError, ["momentum='1' is a str", "above 0, at most 1"]),
-    momentum_without_running_statistics=(
-        made(model=nn.BatchNorm1d(2, track_running_stats=False), momentum=0.1),
-        ValueError,
-        ["momentum=0.1", "keeps none", "use momentum=1.0"],
+    "num_estimators=0 ... at least 1": made(num_estimators=0),
+    "mc_batch_size=-1 ... at least 1": made(mc_batch_size=-1),
+    "chunk_bytes=0 ... at least 1": made(chunk_bytes=0),
+    "correction=2 ... 0 (biased)": made(correction=2),
+    "momentum=0 ... above 0, at most 1": made(momentum=0),
+    "momentum=1.5 ... above 0, at most 1": made(momentum=1.5),
+    "momentum=nan ... above 0, at most 1": made(momentum=math.nan),
+    "momentum=0.1 ... keeps none ... use momentum=1.0": made(
+        model=nn.BatchNorm1d(2, track_running_stats=False), momentum=0.1
     ),
-    path_unknown=(made(path="fast"), ValueError, ["path='fast'", "'auto' or 'loop'"]),
-    path_list=(made(path=["fold"]), ValueError, ["path=['fold']", "it is 'auto'"]),
-)
+    "path='fast' ... 'auto' or 'loop'": made(path="fast"),
+    "path=['fold'] ... it is 'auto'": made(path=["fold"]),
+}
 
 
 def fit_both(data: Callable[[], Any], **options: Any) -> Wrong:
@@ -370,527 +351,359 @@ def loader(item: Callable[[int], Any], size: int = 10, **options: Any) -> Callab
 NO_TENSOR = "without a tensor; pass input_fn=, a function from a batch"
 CHOICE = "if these are not its inputs, pass input_fn="
 
-rows(
-    "fit",
-    nothing=(fit_both(lambda: None), TypeError, ["a NoneType", "pass a DataLoader"]),
-    a_dataset=(
-        fit_both(lambda: TensorDataset(torch.randn(9, 6))),
-        TypeError,
-        ["a TensorDataset", "cannot be iterated over", "pass a DataLoader over the training set"],
+WRONG["fit", TypeError] = {
+    "a NoneType ... pass a DataLoader": fit_both(lambda: None),
+    "a TensorDataset ... cannot be iterated over ... pass a DataLoader": fit_both(
+        lambda: TensorDataset(torch.randn(9, 6))
     ),
-    a_datamodule=(fit_both(TableDataModule), TypeError, ["a TableDataModule", "pass a DataLoader"]),
-    text=(fit_both(lambda: "train"), TypeError, ["are a str", NO_TENSOR]),
-    one_batch=(fit_both(lambda: torch.randn(9, 6)), ValueError, ["got 1D input", "(6,)", CHOICE]),
-    no_batch=(fit_both(lambda: []), ValueError, ["each of the 4", "after 0", "pass more batches"]),
-    an_iterator_at_its_end=(fit_both(lambda: iter(())), ValueError, ["after 0", "more batches"]),
-    too_few_batches=(fit_both(lambda: batches(3)), ValueError, ["after 3", "pass more batches"]),
-    stream_too_short=(
-        fit_both(lambda: DataLoader(Stream(), batch_size=9)),
-        ValueError,
-        ["after 3", "pass more batches, or a DataLoader over a dataset with a length"],
+    "a TableDataModule ... pass a DataLoader": fit_both(TableDataModule),
+    f"are a str ... {NO_TENSOR}": fit_both(lambda: "train"),
+    "a NoLength without a length ... give it a __len__, or make it an IterableDataset": fit_both(
+        lambda: DataLoader(NoLength(), sampler=[1, 2, 3])
     ),
-    dataset_too_small=(
-        fit_both(loader(lambda i: torch.randn(6), size=7)),
-        ValueError,
-        ["mc_batch_size=8", "has 7 examples", "smaller mc_batch_size"],
+    "a int, which cannot be iterated over": fit_both(lambda: 5),
+    "pass input_fn=": fit_both(lambda: [("no tensor", torch.randn(9, 6))] * 4),
+    "found <class 'NoneType'>": fit_both(loader(lambda i: None)),
+    f"a dict ... {NO_TENSOR}": fit_both(loader(lambda i: {})),
+    f"a list ... {NO_TENSOR}": fit_both(loader(lambda i: ())),
+    f"a NoneType ... {NO_TENSOR}": fit_both(lambda: [None] * 4),
+    f"batch are a dict ... {NO_TENSOR}": fit_both(lambda: [{}] * 4),
+    f"a tuple ... {NO_TENSOR}": fit_both(lambda: [()] * 4),
+    f"ndarray ... {NO_TENSOR}": fit_both(lambda: [np.zeros((9, 6))] * 4),
+    f"batch are a list ... {NO_TENSOR}": fit_both(lambda: [[[1.0] * 6]] * 4),
+    "generator=0 ... of the CPU": fit_both(batches, generator=0),
+    "input_fn='x' is a str ... a function from a": fit_both(batches, input_fn="x"),
+    "input_fn=0 is a int ... a function": fit_both(batches, input_fn=0),
+    f"{NO_TENSOR}": fit_both(batches, input_fn=lambda x: None),
+    f"argument 'image' ... {CHOICE}": fit_both(batches, input_fn=lambda x: {"image": x}),
+    f"2 positional ... {CHOICE}": fit_both(batches, input_fn=lambda x: (x, x)),
+}
+WRONG["fit", ValueError] = {
+    f"got 1D input ... (6,) ... {CHOICE}": fit_both(lambda: torch.randn(9, 6)),
+    "each of the 4 ... after 0 ... pass more batches": fit_both(lambda: []),
+    "after 0 ... more batches": fit_both(lambda: iter(())),
+    "after 3 ... pass more batches": fit_both(lambda: batches(3)),
+    "after 3 ... pass more batches, or a DataLoader over a dataset with a length": fit_both(
+        lambda: DataLoader(Stream(), batch_size=9)
     ),
-    dataset_empty=(
-        fit_both(loader(lambda i: torch.randn(6), size=0, sampler=[])),
-        ValueError,
-        ["mc_batch_size=8", "has 0 examples", "give it some"],
+    "mc_batch_size=8 ... has 7 examples ... smaller mc_batch_size": fit_both(
+        loader(lambda i: torch.randn(6), size=7)
     ),
-    dataset_without_length=(
-        fit_both(lambda: DataLoader(NoLength(), sampler=[1, 2, 3])),
-        TypeError,
-        ["a NoLength without a length", "give it a __len__, or make it an IterableDataset"],
+    "mc_batch_size=8 ... has 0 examples ... give it some": fit_both(
+        loader(lambda i: torch.randn(6), size=0, sampler=[])
     ),
-    dataset_of_nothing=(fit_both(loader(lambda i: None)), TypeError, ["found <class 'NoneType'>"]),
-    dataset_of_empty_dicts=(fit_both(loader(lambda i: {})), TypeError, ["a dict", NO_TENSOR]),
-    dataset_of_empty_tuples=(fit_both(loader(lambda i: ())), TypeError, ["a list", NO_TENSOR]),
-    dataset_of_unequal_sizes=(
-        fit_both(loader(lambda i: torch.randn(i + 1))),
-        RuntimeError,
-        ["each tensor to be equal size"],
+    "0 value(s) ... larger": fit_both(lambda: [torch.zeros(0, 6)] * 4),
+    "1 value(s) a channel ... needs at least 2 ... use a larger mc_batch_size": fit_both(
+        lambda: [torch.randn(1, 6)] * 4
     ),
-    dataset_that_fails_midway=(
-        fit_both(lambda: DataLoader(Items(raising(OSError("disk gone"), after=11)))),
-        OSError,
-        ["disk gone"],
+    "layer '1' saw is not finite ... look for NaN and infinite values in the": fit_both(
+        lambda: [torch.full((9, 6), math.nan)] * 4
     ),
-    worker_that_fails=(
-        lambda w: w.fitted.fit(
-            DataLoader(Items(raising(OSError("disk gone"), after=3)), num_workers=1)
-        ),
-        OSError,
-        ["Caught OSError in DataLoader worker process 0", "disk gone"],
+    "not finite ... look for": fit_both(lambda: [torch.full((9, 6), math.inf)] * 4),
+    "not finite ... look": fit_both(lambda: [x * 1e30 for x in batches()]),
+    "not finite": fit_both(lambda: [*batches(3), torch.full((9, 6), math.nan)]),
+    "layer '2' saw is not finite ... in the network's weights": lambda w: (
+        MCBatchNorm(nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 2), nn.BatchNorm1d(2)), 4)
+        .requires_grad_(False)
+        .apply(lambda m: m.weight.fill_(math.inf) if isinstance(m, nn.Linear) else None)
+        .fit(batches())
     ),
-    batches_that_fail_midway=(fit_both(lambda: midway(OSError("gone"))), OSError, ["gone"]),
-    interrupt_in_the_data=(fit_both(lambda: midway(KeyboardInterrupt())), KeyboardInterrupt, []),
-    interrupt_in_the_third_pass=(
-        lambda w: hooked(w, KeyboardInterrupt(), after=2).fit(batches()),
-        KeyboardInterrupt,
-        [],
+    f"expected 4D ... {CHOICE}": lambda w: MCBatchNorm(nn.BatchNorm2d(6), 4).fit(batches()),
+    "shape (3, 1, 2, 2) ... wanted 6 channels ... on the axis after the batch": lambda w: (
+        MCBatchNorm(nn.BatchNorm2d(6, affine=False), 4).fit([torch.randn(3, 1, 2, 2)] * 4)
     ),
-    network_that_fails=(
-        lambda w: hooked(w, ZeroDivisionError("by zero"), after=2).fit(batches()),
-        ZeroDivisionError,
-        ["by zero", "torch.float32 of shape (9, 6)", CHOICE],
+    "1 of 2 mini-batches did not reach layer 'norm' ... use a larger mc_batch_size": lambda w: (
+        MCBatchNorm(Half(), 2).fit([torch.randn(9, 6), torch.randn(12, 6)])
     ),
-    batches_of_none=(fit_both(lambda: [None] * 4), TypeError, ["a NoneType", NO_TENSOR]),
-    batches_of_empty_dicts=(fit_both(lambda: [{}] * 4), TypeError, ["a dict", NO_TENSOR]),
-    batches_of_empty_tuples=(fit_both(lambda: [()] * 4), TypeError, ["a tuple", NO_TENSOR]),
-    batches_of_arrays=(fit_both(lambda: [np.zeros((9, 6))] * 4), TypeError, ["ndarray", NO_TENSOR]),
-    batches_of_numbers=(fit_both(lambda: [[[1.0] * 6]] * 4), TypeError, ["a list", NO_TENSOR]),
-    labels_first=(
-        fit_both(lambda: [(torch.zeros(9), x) for x in batches()]),
-        RuntimeError,
-        ["torch.float32 of shape (9,)", CHOICE],
+    "input is on the meta device ... wanted some ... make it on a real device": fit_both(
+        lambda: [x.to("meta") for x in batches()]
     ),
-    integers=(
-        fit_both(lambda: [x.long() for x in batches()]),
-        RuntimeError,
-        ["same dtype", "torch.int64 of shape (9, 6)", CHOICE],
+    "the network is on the meta device ... call to_empty(device=...) and load": lambda w: (
+        MCBatchNorm(network().to("meta"), 4).fit(batches())
     ),
-    doubles=(fit_both(lambda: [x.double() for x in batches()]), RuntimeError, ["Double", CHOICE]),
-    other_features=(fit_both(lambda: [torch.randn(9, 5)] * 4), RuntimeError, ["(9x5 and 6x8)"]),
-    empty_batches=(fit_both(lambda: [torch.zeros(0, 6)] * 4), ValueError, ["0 value(s)", "larger"]),
-    batches_of_one=(
-        fit_both(lambda: [torch.randn(1, 6)] * 4),
-        ValueError,
-        ["1 value(s) a channel", "needs at least 2", "use a larger mc_batch_size"],
+}
+WRONG["fit", RuntimeError] = {
+    "each tensor to be equal size": fit_both(loader(lambda i: torch.randn(i + 1))),
+    f"torch.float32 of shape (9,) ... {CHOICE}": fit_both(
+        lambda: [(torch.zeros(9), x) for x in batches()]
     ),
-    nan=(
-        fit_both(lambda: [torch.full((9, 6), math.nan)] * 4),
-        ValueError,
-        ["layer '1' saw is not finite", "look for NaN and infinite values in the training data"],
+    f"same dtype ... torch.int64 of shape (9, 6) ... {CHOICE}": fit_both(
+        lambda: [x.long() for x in batches()]
     ),
-    infinite=(
-        fit_both(lambda: [torch.full((9, 6), math.inf)] * 4),
-        ValueError,
-        ["not finite", "look for"],
+    f"Double ... {CHOICE}": fit_both(lambda: [x.double() for x in batches()]),
+    "(9x5 and 6x8)": fit_both(lambda: [torch.randn(9, 5)] * 4),
+}
+WRONG["fit", OSError] = {
+    "disk gone": fit_both(lambda: DataLoader(Items(raising(OSError("disk gone"), after=11)))),
+    "Caught OSError in DataLoader worker process 0 ... disk gone": lambda w: w.fitted.fit(
+        DataLoader(Items(raising(OSError("disk gone"), after=3)), num_workers=1)
     ),
-    overflow=(fit_both(lambda: [x * 1e30 for x in batches()]), ValueError, ["not finite", "look"]),
-    nan_in_the_last_batch_only=(
-        fit_both(lambda: [*batches(3), torch.full((9, 6), math.nan)]),
-        ValueError,
-        ["not finite"],
+    "gone": fit_both(lambda: midway(OSError("gone"))),
+}
+WRONG["fit", KeyboardInterrupt] = {
+    "in the data": fit_both(lambda: midway(KeyboardInterrupt("in the data"))),
+    "in the third pass": lambda w: hooked(w, KeyboardInterrupt("in the third pass"), after=2).fit(
+        batches()
     ),
-    infinite_weights=(
-        lambda w: (
-            MCBatchNorm(nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 2), nn.BatchNorm1d(2)), 4)
-            .requires_grad_(False)
-            .apply(lambda m: m.weight.fill_(math.inf) if isinstance(m, nn.Linear) else None)
-            .fit(batches())
-        ),
-        ValueError,
-        ["layer '2' saw is not finite", "in the network's weights"],
-    ),
-    images_to_a_layer_of_rows=(
-        lambda w: MCBatchNorm(nn.BatchNorm2d(6), 4).fit(batches()),
-        ValueError,
-        ["expected 4D", CHOICE],
-    ),
-    one_channel_that_would_broadcast=(
-        lambda w: MCBatchNorm(nn.BatchNorm2d(6, affine=False), 4).fit(
-            [torch.randn(3, 1, 2, 2)] * 4
-        ),
-        ValueError,
-        ["shape (3, 1, 2, 2)", "wanted 6 channels", "on the axis after the batch"],
-    ),
-    layer_not_reached_without_running_statistics=(
-        lambda w: MCBatchNorm(Half(), 2).fit([torch.randn(9, 6), torch.randn(12, 6)]),
-        ValueError,
-        ["1 of 2 mini-batches did not reach layer 'norm'", "use a larger mc_batch_size"],
-    ),
-    meta_inputs=(
-        fit_both(lambda: [x.to("meta") for x in batches()]),
-        ValueError,
-        ["input is on the meta device", "wanted some", "make it on a real device"],
-    ),
-    meta_network=(
-        lambda w: MCBatchNorm(network().to("meta"), 4).fit(batches()),
-        ValueError,
-        ["the network is on the meta device", "call to_empty(device=...) and load_state_dict(...)"],
-    ),
-    generator_a_seed=(fit_both(batches, generator=0), TypeError, ["generator=0", "of the CPU"]),
-    input_fn_a_name=(
-        fit_both(batches, input_fn="x"),
-        TypeError,
-        ["input_fn='x' is a str", "a function from a"],
-    ),
-    input_fn_zero=(fit_both(batches, input_fn=0), TypeError, ["input_fn=0 is a int", "a function"]),
-    input_fn_without_return=(fit_both(batches, input_fn=lambda x: None), TypeError, [NO_TENSOR]),
-    input_fn_of_another_keyword=(
-        fit_both(batches, input_fn=lambda x: {"image": x}),
-        TypeError,
-        ["argument 'image'", CHOICE],
-    ),
-    input_fn_of_too_many=(
-        fit_both(batches, input_fn=lambda x: (x, x)),
-        TypeError,
-        ["2 positional", CHOICE],
-    ),
-    input_fn_that_fails=(
-        fit_both(batches, input_fn=raising(KeyError("image"), after=1)),
-        KeyError,
-        ["image"],
-    ),
-)
+}
+WRONG["fit", ZeroDivisionError] = {
+    f"by zero ... torch.float32 of shape (9, 6) ... {CHOICE}": lambda w: hooked(
+        w, ZeroDivisionError("by zero"), after=2
+    ).fit(batches()),
+}
+WRONG["fit", KeyError] = {
+    "image": fit_both(batches, input_fn=raising(KeyError("image"), after=1)),
+}
 
 
-rows(
-    "predict",
-    before_fit=(
-        lambda w: copy.deepcopy(w.fresh).eval()(torch.randn(2, 6)),
-        RuntimeError,
-        ["holds no statistics yet", "call fit(train_dataloader) first"],
-    ),
-    other_features=(lambda w: w.fitted(torch.randn(2, 5)), RuntimeError, ["(2x5 and 6x8)"]),
-    doubles=(
-        lambda w: w.fitted(torch.randn(2, 6).double()),
-        RuntimeError,
-        ["same dtype", "Double"],
-    ),
-    integers=(lambda w: w.fitted(torch.ones(2, 6).long()), RuntimeError, ["same dtype", "Long"]),
-    meta=(lambda w: w.fitted(torch.randn(2, 6, device="meta")), RuntimeError, ["device meta"]),
-    array=(lambda w: w.fitted(np.zeros((2, 6))), TypeError, ["must be Tensor, not numpy.ndarray"]),
-    nothing=(lambda w: w.fitted(), TypeError, ["missing 1 required positional argument"]),
-    interrupt=(
-        lambda w: hooked(w, KeyboardInterrupt(), after=0)(torch.randn(2, 6)),
-        KeyboardInterrupt,
-        [],
-    ),
-)
+WRONG["predict", RuntimeError] = {
+    "holds no statistics yet ... call fit(train_dataloader) first": lambda w: copy.deepcopy(
+        w.fresh
+    ).eval()(torch.randn(2, 6)),
+    "(2x5 and 6x8)": lambda w: w.fitted(torch.randn(2, 5)),
+    "same dtype ... Double": lambda w: w.fitted(torch.randn(2, 6).double()),
+    "same dtype ... Long": lambda w: w.fitted(torch.ones(2, 6).long()),
+    "device meta": lambda w: w.fitted(torch.randn(2, 6, device="meta")),
+}
+WRONG["predict", TypeError] = {
+    "must be Tensor, not numpy.ndarray": lambda w: w.fitted(np.zeros((2, 6))),
+    "missing 1 required positional argument": lambda w: w.fitted(),
+}
+WRONG["predict", KeyboardInterrupt] = {
+    "in a pass": lambda w: hooked(w, KeyboardInterrupt("in a pass"), after=0)(torch.randn(2, 6)),
+}
+
+
+def of_path(path: Any, network: nn.Module, *shape: int) -> Wrong:
+    """Predicts for an input of another shape than that of the mini-batches."""
+    data = batches() if isinstance(network, Unlike) else list(torch.randn(4, 3, 6, 2, 2))
+    return lambda w: MCBatchNorm(network, 4, path=path).fit(data).eval()(torch.randn(shape))
+
+
 for path in ("auto", "loop"):
-
-    def of_path(path: str, x: Tensor) -> Wrong:
-        data = [torch.randn(3, 6, 2, 2) for _ in range(4)]
-        return lambda w: MCBatchNorm(nn.BatchNorm2d(6), 4, path=path).fit(data).eval()(x)  # pyright: ignore
-
-    rows(
-        f"predict, {path}",
-        one_channel_that_would_broadcast=(
-            of_path(path, torch.randn(2, 1, 2, 2)),
-            ValueError,
-            ["shape (2, 1, 2, 2)", "wanted 6 channels"],
+    WRONG[f"predict, {path}", ValueError] = {
+        "shape (2, 1, 2, 2) ... wanted 6 channels": of_path(path, nn.BatchNorm2d(6), 2, 1, 2, 2),
+        "shape (2, 5, 2, 2) ... wanted 6 channels": of_path(path, nn.BatchNorm2d(6), 2, 5, 2, 2),
+        "expected 4D input": of_path(path, nn.BatchNorm2d(6), 2, 6),
+    }
+    WRONG[f"predict, {path}", RuntimeError] = {
+        "2 times ... those of fit did so 1 times ... call fit with batches": of_path(
+            path, Unlike(), 12, 6
         ),
-        other_channels=(of_path(path, torch.randn(2, 5, 2, 2)), ValueError, ["wanted 6 channels"]),
-        other_rank=(of_path(path, torch.randn(2, 6)), ValueError, ["expected 4D input"]),
-        called_more_often_than_in_fit=(
-            lambda w, path=path: (
-                MCBatchNorm(Unlike(), 4, path=path)  # pyright: ignore
-                .fit(batches())
-                .eval()(torch.randn(12, 6))
-            ),
-            RuntimeError,
-            ["2 times", "those of fit did so 1 times", "call fit with batches for which"],
-        ),
-    )
+    }
 
 
 def resample(estimators: Any, count: int = 4) -> Wrong:
     return lambda w: w.fitted.resample(batches(count), estimators)
 
 
-rows(
-    "resample",
-    before_fit=(
-        lambda w: w.fresh.resample(batches(), [0]),
-        RuntimeError,
-        ["no statistics yet", "call fit("],
+WRONG["resample", RuntimeError] = {
+    "no statistics yet ... call fit(": lambda w: w.fresh.resample(batches(), [0]),
+    "1 times ... those of fit did so 2 times ... call fit with batches for which": lambda w: (
+        MCBatchNorm(Unlike(), 2).fit(batches(2, 12)).resample(batches(1), [0])
     ),
-    a_number=(resample(2), TypeError, ["estimators=2 is a int", "pass several indices"]),
-    text=(resample("01"), TypeError, ["estimators='01' is a str", "as in [0, 3]"]),
-    a_float=(resample([0.5]), TypeError, ["0.5 is a float", "pass integers"]),
-    a_mask=(resample([True, False]), TypeError, ["True is a bool", "pass integers"]),
-    a_mask_tensor=(resample(FLAG), TypeError, ["True is a bool", "pass integers"]),
-    too_high=(resample([4]), IndexError, ["estimator 4", "num_estimators=4: 0 to 3"]),
-    negative=(resample([-1]), IndexError, ["estimator -1", "0 to 3"]),
-    twice=(resample([1, 1]), ValueError, ["estimators=[1, 1]", "each once"]),
-    none=(resample([]), ValueError, ["estimators=[]", "at least one index"]),
-    too_few_batches=(resample([0, 1], count=1), ValueError, ["the data ended after 1", "more"]),
-    interrupt=(
-        lambda w: w.fitted.resample(midway(KeyboardInterrupt()), [0, 1, 2]),
-        KeyboardInterrupt,
-        [],
-    ),
-    nan=(lambda w: w.fitted.resample([batches()[0] * math.nan], [0]), ValueError, ["not finite"]),
-    called_less_often_than_in_fit=(
-        lambda w: MCBatchNorm(Unlike(), 2).fit(batches(2, 12)).resample(batches(1), [0]),
-        RuntimeError,
-        ["1 times", "those of fit did so 2 times", "call fit with batches for which"],
-    ),
-)
+}
+WRONG["resample", TypeError] = {
+    "estimators=2 is a int ... pass several indices": resample(2),
+    "estimators='01' is a str ... as in [0, 3]": resample("01"),
+    "0.5 is a float ... pass integers": resample([0.5]),
+    "True is a bool ... pass integers": resample([True, False]),
+    "True is a bool": resample(FLAG),
+}
+WRONG["resample", IndexError] = {
+    "estimator 4 ... num_estimators=4: 0 to 3": resample([4]),
+    "estimator -1 ... 0 to 3": resample([-1]),
+}
+WRONG["resample", ValueError] = {
+    "estimators=[1, 1] ... each once": resample([1, 1]),
+    "estimators=[] ... at least one index": resample([]),
+    "the data ended after 1 ... more": resample([0, 1], count=1),
+    "not finite": lambda w: w.fitted.resample([batches()[0] * math.nan], [0]),
+}
+WRONG["resample", KeyboardInterrupt] = {
+    "in the data": lambda w: w.fitted.resample(midway(KeyboardInterrupt("in the data")), [0, 1, 2]),
+}
 
 SAVED = (4, 1, 8)
 
-rows(
-    "load",
-    nothing=(lambda w: w.fitted.load_state_dict(None), TypeError, ["dict-like", "NoneType"]),
-    empty=(
-        lambda w: w.fitted.load_state_dict({}),
-        RuntimeError,
-        ["Missing key(s)", "model.0.weig"],
+WRONG["load", TypeError] = {
+    "dict-like ... NoneType": lambda w: w.fitted.load_state_dict(None),
+}
+WRONG["load", RuntimeError] = {
+    "Missing key(s) ... model.0.weig": lambda w: w.fitted.load_state_dict({}),
+    "Missing key(s) ... Unexpected key(s) ... size mismatch": lambda w: w.fitted.load_state_dict(
+        MCBatchNorm(lenet(1, 10), 4).state_dict()
     ),
-    another_architecture=(
-        lambda w: w.fitted.load_state_dict(MCBatchNorm(lenet(1, 10), 4).state_dict()),
-        RuntimeError,
-        ["Missing key(s)", "Unexpected key(s)", "size mismatch"],
+    "size mismatch for model.0.weight": lambda w: MCBatchNorm.load_state_dict(
+        w.fitted,
+        MCBatchNorm(nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9)), 4).state_dict(),
     ),
-    another_width=(
-        lambda w: MCBatchNorm.load_state_dict(
-            w.fitted,
-            MCBatchNorm(nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9)), 4).state_dict(),
-        ),
-        RuntimeError,
-        ["size mismatch for model.0.weight"],
+    "(4, 1, 8) ... num_estimators=3; build one with as many as were saved": lambda w: MCBatchNorm(
+        network(), 3
+    ).load_state_dict(w.fitted.state_dict()),
+    "(3, 1, 8) ... num_estimators=4; build one with as many as were saved": lambda w: (
+        w.fitted.load_state_dict(MCBatchNorm(network(), 3).fit(batches(3)).state_dict())
     ),
-    another_S=(
-        lambda w: MCBatchNorm(network(), 3).load_state_dict(w.fitted.state_dict()),
-        RuntimeError,
-        ["(4, 1, 8)", "num_estimators=3; build one with as many as were saved"],
+    "Missing ... model.6.bias": changed("model.6.bias", None),
+    "Unexpected ... model.7.bias": changed("model.7.bias", ONE),
+    "model.6.bias ... str": changed("model.6.bias", "x"),
+    "NoneType and Tensor ... take bo": changed("model.1.mc_mean", None),
+    "Tensor and NoneType ... wanted two tensors": changed("model.1.mc_var", None),
+    "Missing key(s) ... model.5.mc_mean": lambda w: w.fitted.load_state_dict(
+        {k: v + 1 for k, v in w.fitted.state_dict().items() if "5.mc" not in k}
     ),
-    another_S_into_a_fitted_one=(
-        lambda w: w.fitted.load_state_dict(MCBatchNorm(network(), 3).fit(batches(3)).state_dict()),
-        RuntimeError,
-        ["(3, 1, 8)", "num_estimators=4; build one with as many as were saved"],
+    "str and Tensor ... two tensors": changed("model.1.mc_mean", "x"),
+    "(4, 1, 5) ... features=8": changed("model.1.mc_mean", torch.zeros(4, 1, 5)),
+    "(4, 2, 8) ... wanted are": changed("model.1.mc_mean", torch.zeros(4, 2, 8)),
+    "(1,) ... wanted are": changed("model.1.mc_mean", ONE),
+    "torch.int64 ... wanted floating point": changed("model.1.mc_mean", torch.zeros(SAVED).long()),
+    "model.5.mc_mean ... NaN or infinity ... fit and save again": changed(
+        "model.5.mc_mean", torch.full(SAVED, math.nan)
     ),
-    a_weight_missing=(changed("model.6.bias", None), RuntimeError, ["Missing", "model.6.bias"]),
-    a_name_too_many=(changed("model.7.bias", ONE), RuntimeError, ["Unexpected", "model.7.bias"]),
-    a_weight_of_text=(changed("model.6.bias", "x"), RuntimeError, ["model.6.bias", "str"]),
-    mean_missing=(
-        changed("model.1.mc_mean", None),
-        RuntimeError,
-        ["NoneType and Tensor", "take bo"],
+    "negative variance ... look whether means and variances were swapped": changed(
+        "model.5.mc_var", -torch.ones(SAVED)
     ),
-    variance_missing=(
-        changed("model.1.mc_var", None),
-        RuntimeError,
-        ["Tensor and NoneType", "wanted two tensors"],
+    "Cannot copy out of meta tensor": lambda w: w.fitted.load_state_dict(
+        {k: v.to("meta") for k, v in w.fitted.state_dict().items()}
     ),
-    statistics_of_one_layer_missing=(
-        lambda w: w.fitted.load_state_dict(
-            {k: v + 1 for k, v in w.fitted.state_dict().items() if "5.mc" not in k}
-        ),
-        RuntimeError,
-        ["Missing key(s)", "model.5.mc_mean"],
+    "Missing key(s) ... model.6.bias": lambda w: w.fitted.load_state_dict(
+        {k: v + 1 for k, v in w.fitted.state_dict().items() if k != "model.6.bias"},
+        assign=True,
     ),
-    mean_of_text=(changed("model.1.mc_mean", "x"), RuntimeError, ["str and Tensor", "two tensors"]),
-    mean_of_other_features=(
-        changed("model.1.mc_mean", torch.zeros(4, 1, 5)),
-        RuntimeError,
-        ["(4, 1, 5)", "features=8"],
+    "negative variance": lambda w: w.fitted.load_state_dict(
+        OrderedDict(w.fitted.state_dict(), **{"model.5.mc_var": -torch.ones(SAVED)}),
+        strict=False,
     ),
-    mean_of_other_calls=(
-        changed("model.1.mc_mean", torch.zeros(4, 2, 8)),
-        RuntimeError,
-        ["(4, 2, 8)", "wanted are"],
+    "zip archive": lambda w: torch.load(w.folder / "half.pt"),
+}
+WRONG["load", KeyboardInterrupt] = {
+    "in a layer": interrupted_load,
+}
+WRONG["load", pickle.UnpicklingError] = {
+    "Weights only load": lambda w: torch.load(w.folder / "evil.pt"),
+    "load failed": lambda w: trainer().test(
+        w.routine, pairs(), ckpt_path=str(w.folder / "evil.pt")
     ),
-    mean_of_another_rank=(changed("model.1.mc_mean", ONE), RuntimeError, ["(1,)", "wanted are"]),
-    mean_of_integers=(
-        changed("model.1.mc_mean", torch.zeros(SAVED).long()),
-        RuntimeError,
-        ["torch.int64", "wanted floating point"],
-    ),
-    mean_of_nan=(
-        changed("model.5.mc_mean", torch.full(SAVED, math.nan)),
-        RuntimeError,
-        ["model.5.mc_mean", "NaN or infinity", "fit and save again"],
-    ),
-    variance_negative=(
-        changed("model.5.mc_var", -torch.ones(SAVED)),
-        RuntimeError,
-        ["negative variance", "look whether means and variances were swapped"],
-    ),
-    of_the_meta_device=(
-        lambda w: w.fitted.load_state_dict(
-            {k: v.to("meta") for k, v in w.fitted.state_dict().items()}
-        ),
-        RuntimeError,
-        ["Cannot copy out of meta tensor"],
-    ),
-    assigned_and_missing=(
-        lambda w: w.fitted.load_state_dict(
-            {k: v + 1 for k, v in w.fitted.state_dict().items() if k != "model.6.bias"},
-            assign=True,
-        ),
-        RuntimeError,
-        ["Missing key(s)", "model.6.bias"],
-    ),
-    interrupt=(
-        lambda w: interrupted_load(w),
-        KeyboardInterrupt,
-        [],
-    ),
-    wrong_and_not_strict=(
-        lambda w: w.fitted.load_state_dict(
-            OrderedDict(w.fitted.state_dict(), **{"model.5.mc_var": -torch.ones(SAVED)}),
-            strict=False,
-        ),
-        RuntimeError,
-        ["negative variance"],
-    ),
-    code_in_the_file=(
-        lambda w: torch.load(w.folder / "evil.pt"),
-        pickle.UnpicklingError,
-        ["Weights only load"],
-    ),
-    half_a_file=(lambda w: torch.load(w.folder / "half.pt"), RuntimeError, ["zip archive"]),
-    code_in_a_checkpoint=(
-        lambda w: trainer().test(w.routine, pairs(), ckpt_path=str(w.folder / "evil.pt")),
-        pickle.UnpicklingError,
-        ["Weights only load"],
-    ),
-)
+}
 
 # --- Predictive functions and metrics ------------------------------------------------------------
 
-KINDS = {
-    "a list": ([[0.5, 0.5]], TypeError, "is a list, wanted a torch.Tensor"),
-    "an array": (GOOD.numpy(), TypeError, "is a ndarray, wanted a torch.Tensor"),
-    "nothing": (None, TypeError, "is a NoneType, wanted a torch.Tensor"),
-    "sparse": (GOOD.to_sparse(), TypeError, "torch.sparse_coo, wanted a dense tensor; call"),
-    "integers": (GOOD.long(), ValueError, "torch.int64"),
-    "complex": (GOOD.to(torch.complex64), ValueError, "torch.complex64"),
-    "a scalar": (torch.tensor(0.5), ValueError, "shape (), wanted floating point"),
-    "no class": (torch.zeros(2, 0), ValueError, "no axis empty"),
-    "no image": (torch.zeros(0, 2), ValueError, "no axis empty"),
+SUMMARIES = (
+    "probabilities", "mean_probs", "entropy", "mutual_information", "disagreement",
+    "summarise_classification", "summarise_regression",
+)  # fmt: skip
+# What the message says of a value that is given in the place of probabilities, or of labels.
+NO_TENSORS = {
+    "is a list, wanted a torch.Tensor": [[0.5, 0.5]],
+    "is a ndarray, wanted a torch.Tensor": GOOD.numpy(),
+    "is a NoneType, wanted a torch.Tensor": None,
+    "torch.sparse_coo, wanted a dense tensor; call": GOOD.to_sparse(),
 }
-for kind, (value, error, words) in KINDS.items():
-    for name in ("probabilities", "mean_probs", "entropy", "mutual_information", "disagreement",
-                 "summarise_classification", "summarise_regression"):  # fmt: skip
-
-        def call(world: World, name: str = name, value: Any = value) -> object:
-            return getattr(predictive, name)(value)
-
-        ROWS[f"{name}: {kind}"] = call, error, [words, "wanted"]
-    for name in ("BrierScore", "NLL", "Entropy", "CalibrationError", "AdaptiveCalibrationError",
-                 "AURC", "AUGRC", "CoverageAtRisk", "RiskAtCoverage"):  # fmt: skip
-
-        def update(world: World, name: str = name, value: Any = value) -> object:
-            return world.metrics[name].update(value, LABELS)
-
-        ROWS[f"{name}: {kind}"] = update, error, [words, "wanted"]
-
-BAD_ROWS = {
-    "nan": (GOOD * math.nan, "from nan up"),
-    "infinite": (GOOD * math.inf, "sums over the classes from inf"),
-    "negative": (torch.tensor([[1.5, -0.5], [0.5, 0.5]]), "from -0.5 up"),
-    "logits": (GOOD * 4, "from 4 to 4"),
-    "a sum of 0.9": (GOOD * 0.9, "from 0.9 to 0.9"),
-    "estimators": (GOOD[None], "shape (1, 2, 2)"),
-    "meta": (GOOD.to("meta"), "one device"),
+OTHER_TENSORS = {
+    "torch.int64 ... wanted": GOOD.long(),
+    "torch.complex64 ... wanted": GOOD.to(torch.complex64),
+    "shape (), wanted floating point": torch.tensor(0.5),
+    "shape (2, 0) ... wanted ... no axis empty": torch.zeros(2, 0),
+    "shape (0, 2) ... wanted ... no axis empty": torch.zeros(0, 2),
 }
-BAD_LABELS = {
-    "too high": (torch.tensor([0, 2]), ValueError, "from 0 to 2, wanted 0 to 1 for 2 classes"),
-    "negative": (torch.tensor([-1, 1]), ValueError, "from -1 to 1, wanted 0 to 1 for 2 classes"),
-    "too many": (torch.tensor([0, 1, 1]), ValueError, "shape (3,), wanted integer labels"),
-    "one-hot": (torch.eye(2).long(), ValueError, "shape (2, 2), wanted integer labels"),
-    "float": (LABELS.float(), ValueError, "type torch.float32"),
-    "complex": (LABELS.to(torch.complex64), ValueError, "type torch.complex64"),
-    "a list": ([0, 1], TypeError, "target is a list, wanted a torch.Tensor"),
-    "an array": (LABELS.numpy(), TypeError, "target is a ndarray, wanted a torch.Tensor"),
-    "nothing": (None, TypeError, "target is a NoneType, wanted a torch.Tensor"),
-    "meta": (LABELS.to("meta"), ValueError, "wanted all on one device; move them"),
+NO_PROBABILITIES = {
+    "from nan up ... wanted ... look for NaN": GOOD * math.nan,
+    "sums over the classes from inf ... wanted": GOOD * math.inf,
+    "from -0.5 up ... wanted": torch.tensor([[1.5, -0.5], [0.5, 0.5]]),
+    "from 4 to 4, wanted probabilities": GOOD * 4,
+    "from 0.9 to 0.9 ... wanted": GOOD * 0.9,
+    "shape (1, 2, 2), wanted ... mean_probs(logits)": GOOD[None],
+    "shape (2,), wanted": GOOD[0],
+    "wanted all on one device": GOOD.to("meta"),
 }
-for kind, (value, words) in BAD_ROWS.items():
-    ROWS[f"NLL of {kind}"] = (
-        lambda w, value=value: w.metrics["NLL"].update(value, LABELS),
-        ValueError,
-        [words, "wanted"],
-    )
-    ROWS[f"AURC of {kind}"] = (
-        lambda w, value=value: w.metrics["AURC"].update(value, LABELS),
-        ValueError,
-        [words, "wanted"],
-    )
-for kind, (value, error, words) in BAD_LABELS.items():
-    for name in ("BrierScore", "CalibrationError"):
-        ROWS[f"{name} with labels {kind}"] = (
-            lambda w, name=name, value=value: w.metrics[name].update(GOOD, value),
-            error,
-            [words],
+NO_LABELS = {
+    "from 0 to 2, wanted 0 to 1 for 2 classes": torch.tensor([0, 2]),
+    "from -1 to 1, wanted 0 to 1 for 2 classes": torch.tensor([-1, 1]),
+    "shape (3,), wanted integer labels ... (2,)": torch.tensor([0, 1, 1]),
+    "shape (2, 2), wanted integer labels": torch.eye(2).long(),
+    "type torch.float32": LABELS.float(),
+    "type torch.complex64": LABELS.to(torch.complex64),
+    "wanted all on one device; move them": LABELS.to("meta"),
+}
+
+
+def each(values: dict[str, Any], use: Callable[[World, Any], object]) -> dict[str, Wrong]:
+    return {words: lambda w, value=value: use(w, value) for words, value in values.items()}
+
+
+for error, values in (TypeError, NO_TENSORS), (ValueError, OTHER_TENSORS):
+    for name in SUMMARIES:
+        WRONG[name, error] = each(values, lambda w, x, n=name: getattr(predictive, n)(x))
+for name in SCORES:
+    for error, values in (TypeError, NO_TENSORS), (ValueError, OTHER_TENSORS | NO_PROBABILITIES):
+        WRONG[name, error] = each(values, lambda w, x, n=name: w.metrics[n].update(x, LABELS))
+    for error, values in (TypeError, NO_TENSORS), (ValueError, NO_LABELS):
+        if name == "Entropy":  # does without labels
+            continue
+        WRONG[f"{name}, labels", error] = each(
+            values, lambda w, labels, n=name: w.metrics[n].update(GOOD, labels)
         )
-    ROWS[f"fit_temperature with labels {kind}"] = (
-        lambda w, value=value: predictive.fit_temperature(GOOD, value),
-        error,
-        [words],
+for error, values in (TypeError, NO_TENSORS), (ValueError, NO_LABELS):
+    WRONG["fit_temperature, labels", error] = each(
+        values, lambda w, labels: predictive.fit_temperature(GOOD, labels)
     )
 
 UNIT = torch.tensor([0.6, 0.9])
-rows(
-    "predictive",
-    temperature_of_four_axes=(
-        lambda w: predictive.fit_temperature(GOOD[None, None], LABELS),
-        ValueError,
-        ["(1, 1, 2, 2)", "wanted floating point logits of shape (batch, classes) or (num_esti"],
+WRONG["predictive", ValueError] = {
+    "(1, 1, 2, 2) ... wanted floating point logits of shape (batch, ": lambda w: (
+        predictive.fit_temperature(GOOD[None, None], LABELS)
     ),
-    temperature_of_nothing=(
-        lambda w: predictive.fit_temperature(None, LABELS),
-        TypeError,
-        ["logits is a NoneType"],  # pyright: ignore
+    "no axis empty": lambda w: predictive.fit_temperature(GOOD[:0], LABELS[:0]),
+    "shape (2, 3, 4, 5), wanted": lambda w: predictive.mean_probs(torch.zeros(2, 3, 4, 5)),
+    "shape (4,), wanted": lambda w: predictive.summarise_classification(torch.zeros(4)),
+    "num_estimators, batch": lambda w: predictive.summarise_regression(torch.zeros(4)),
+    "num_estimators, batch, classes": lambda w: predictive.mutual_information(torch.zeros(3, 4)),
+    "num_estimators, batch, classes)": lambda w: predictive.disagreement(torch.zeros(3, 4)),
+    "wanted floating point logits": lambda w: predictive.fit_temperature(torch.zeros(3), LABELS),
+    "noise_variance=nan ... wanted a number": lambda w: predictive.summarise_regression(
+        GOOD, math.nan
     ),
-    temperature_of_no_image=(
-        lambda w: predictive.fit_temperature(GOOD[:0], LABELS[:0]),
-        ValueError,
-        ["no axis empty"],
+    "noise_variance=-1.0": lambda w: predictive.summarise_regression(GOOD, -1.0),
+    "noise_variance=inf ... wanted a number from 0 up": lambda w: predictive.summarise_regression(
+        GOOD, math.inf
     ),
-    noise_negative=(
-        lambda w: predictive.summarise_regression(GOOD, -1.0),
-        ValueError,
-        ["noise_variance=-1.0"],
+    "noise_variance of shape (7,) ... broadcasts to that of a prediction, (1,)": lambda w: (
+        predictive.summarise_regression(torch.zeros(3, 1), torch.ones(7))
     ),
-    noise_infinite=(
-        lambda w: predictive.summarise_regression(GOOD, math.inf),
-        ValueError,
-        ["noise_variance=inf", "wanted a number from 0 up"],
+}
+WRONG["predictive", TypeError] = {
+    "logits is a NoneType": lambda w: predictive.fit_temperature(None, LABELS),
+    "noise_variance='1' is a str ... a number from 0 up": lambda w: predictive.summarise_regression(
+        GOOD, "1"
     ),
-    noise_of_text=(
-        lambda w: predictive.summarise_regression(GOOD, "1"),  # pyright: ignore
-        TypeError,
-        ["noise_variance='1' is a str", "a number from 0 up"],
-    ),
-    noise_that_would_broadcast=(
-        lambda w: predictive.summarise_regression(torch.zeros(3, 1), torch.ones(7)),
-        ValueError,
-        ["noise_variance of shape (7,)", "broadcasts to that of a prediction, (1,)"],
-    ),
-)
+}
 
 
 def precision(predictions: Any, target: Any = UNIT, **options: Any) -> Wrong:
     return lambda w: predictive.fit_noise_precision(predictions, target, **options)
 
 
-rows(
-    "noise precision",
-    of_a_list=(precision([1.0]), TypeError, ["predictions is a list", "wanted a torch.Tensor"]),
-    target_a_list=(precision(UNIT, [1.0]), TypeError, ["target is a list", "a torch.Tensor"]),
-    of_integers=(precision(LABELS), ValueError, ["torch.int64", "wanted floating point"]),
-    of_nan=(
-        precision(UNIT * math.nan),
-        ValueError,
-        ["predictions with NaN or inf", "wanted finite"],
+WRONG["noise precision", TypeError] = {
+    "predictions is a list ... wanted a torch.Tensor": precision([1.0]),
+    "target is a list ... a torch.Tensor": precision(UNIT, [1.0]),
+}
+WRONG["noise precision", ValueError] = {
+    "torch.int64 ... floating point": precision(LABELS),
+    "predictions ... NaN": precision(UNIT * math.nan),
+    "target ... NaN": precision(UNIT, UNIT * math.inf),
+    "(2, 3) ... (2,) ... (num_estimators, *": precision(torch.ones(2, 3)),
+    "up to 1e+200 ... in another unit": precision(
+        torch.tensor([[1e200], [0.0]], dtype=torch.float64), UNIT[:1], bounds=(1, 2)
     ),
-    target_infinite=(precision(UNIT, UNIT * math.inf), ValueError, ["target with NaN or infin"]),
-    other_shape=(precision(torch.ones(2, 3)), ValueError, ["(2, 3)", "(2,)", "(num_estimators, *"]),
-    too_large=(
-        precision(torch.tensor([[1e200], [0.0]], dtype=torch.float64), UNIT[:1], bounds=(1, 2)),
-        ValueError,
-        ["up to 1e+200", "in another unit"],
-    ),
-    no_estimator=(precision(torch.ones(0, 2)), ValueError, ["(0, 2)", "no axis empty"]),
-    no_error=(precision(UNIT), ValueError, ["All errors are 0", "pass bounds=(lowest, highest)"]),
-    meta=(precision(UNIT.to("meta")), ValueError, ["meta", "wanted all on one device"]),
-    one_bound=(precision(UNIT * 2, bounds=(1,)), ValueError, ["bounds=(1,)", "two rising finite"]),
-    falling_bounds=(
-        precision(UNIT * 2, bounds=(2, 1)),
-        ValueError,
-        ["bounds=(2, 1)", "two rising"],
-    ),
-    bounds_of_text=(precision(UNIT * 2, bounds="ab"), ValueError, ["bounds=ab", "two rising"]),
-    bound_zero=(precision(UNIT * 2, bounds=(0, 1)), ValueError, ["bounds=(0, 1)", "above 0"]),
-)
+    "(0, 2) ... no axis empty": precision(torch.ones(0, 2)),
+    "All errors are 0 ... pass bounds=(lowest, highest)": precision(UNIT),
+    "meta ... wanted all on one device": precision(UNIT.to("meta")),
+    "bounds=(1,) ... two rising finite": precision(UNIT * 2, bounds=(1,)),
+    "bounds=(2, 1) ... two rising": precision(UNIT * 2, bounds=(2, 1)),
+    "bounds=ab ... two rising": precision(UNIT * 2, bounds="ab"),
+    "bounds=(1, inf) ... two rising finite": precision(UNIT * 2, bounds=(1, math.inf)),
+    "bounds=(0, 1) ... above 0": precision(UNIT * 2, bounds=(0, 1)),
+}
 
 
 def crps(mean: Any = ONE, std: Any = ONE, target: Any = ONE) -> Wrong:
@@ -901,116 +714,67 @@ def pll(predictions: Any = ONE[None], tau: Any = 1.0, target: Any = ONE) -> Wron
     return lambda w: w.metrics["MixtureLogLikelihood"].update(predictions, tau, target)
 
 
-rows(
-    "regression metrics",
-    mean_a_list=(crps(mean=[1.0]), TypeError, ["mean is a list, wanted a torch.Tensor"]),
-    std_a_number=(crps(std=1.0), TypeError, ["std is a float, wanted a torch.Tensor"]),
-    std_negative=(crps(std=-ONE), ValueError, ["a std of -1", "wanted 0 or more"]),
-    target_of_integers=(crps(target=ONE.long()), ValueError, ["target torch.int64", "wanted floa"]),
-    target_that_would_broadcast=(crps(target=ONE[None]), ValueError, ["(1, 1)", "wanted floating"]),
-    target_nan=(crps(target=ONE * math.nan), ValueError, ["target with NaN", "wanted finite"]),
-    target_meta=(crps(target=ONE.to("meta")), ValueError, ["wanted all on one device"]),
-    nothing=(crps(ONE[:0], ONE[:0], ONE[:0]), ValueError, ["no axis empty"]),
-    tau_zero=(pll(tau=0), ValueError, ["tau=0", "wanted a finite number above 0"]),
-    tau_text=(pll(tau="1"), TypeError, ["tau='1' is a str", "a finite number above 0"]),
-    tau_tensor=(pll(tau=ONE), TypeError, ["tau=tensor([1.]) is a Tensor", "a finite number"]),
-    tau_nan=(pll(tau=math.nan), ValueError, ["tau=nan", "wanted a finite number above 0"]),
-    no_estimators=(
-        pll(ONE),
-        ValueError,
-        ["shape (1,)", "of shape (num_estimators, *target.shape)"],
-    ),
-    predictions_infinite=(pll(ONE[None] * math.inf), ValueError, ["predictions with NaN or inf"]),
-    level_one=(lambda w: metrics.IntervalCoverage(1.0), ValueError, ["level=1.0", "between 0 and"]),
-    level_text=(lambda w: metrics.IntervalCoverage("x"), TypeError, ["level='x' is a str"]),  # pyright: ignore
-)
+WRONG["regression metrics", TypeError] = {
+    "mean is a list, wanted a torch.Tensor": crps(mean=[1.0]),
+    "std is a float, wanted a torch.Tensor": crps(std=1.0),
+    "tau='1' is a str ... a finite number above 0": pll(tau="1"),
+    "tau=tensor([1.]) is a Tensor ... a finite number": pll(tau=ONE),
+    "level='x' is a str": lambda w: metrics.IntervalCoverage("x"),
+}
+WRONG["regression metrics", ValueError] = {
+    "a std of -1 ... wanted 0 or more": crps(std=-ONE),
+    "target torch.int64 ... wanted floa": crps(target=ONE.long()),
+    "(1, 1) ... wanted floating": crps(target=ONE[None]),
+    "target with NaN ... wanted finite": crps(target=ONE * math.nan),
+    "wanted all on one device": crps(target=ONE.to("meta")),
+    "empty": crps(ONE[:0], ONE[:0], ONE[:0]),
+    "tau=0 ... wanted a finite number above 0": pll(tau=0),
+    "tau=nan ... wanted a finite number above 0": pll(tau=math.nan),
+    "shape (1,) ... (num_estimators, *target.shape)": pll(ONE),
+    "predictions with NaN or inf": pll(ONE[None] * math.inf),
+    "target with NaN or": lambda w: w.metrics["IntervalCoverage"].update(ONE, ONE, ONE * math.inf),
+    "level=1.0 ... between 0 and": lambda w: metrics.IntervalCoverage(1.0),
+}
 
-rows(
-    "classification metrics",
-    information_of_a_mean=(
-        lambda w: w.metrics["MutualInformation"].update(GOOD),
-        ValueError,
-        ["shape (2, 2)", "(num_estimators, batch, classes)", "call mcbn.predictive.probabilities("],
+WRONG["classification metrics", ValueError] = {
+    "shape (2, 2) ... (num_estimators, batch, ... call mcbn.predictive.prob": lambda w: w.metrics[
+        "MutualInformation"
+    ].update(GOOD),
+    "from 9 to 9 ... wanted probabilities": lambda w: w.metrics["MutualInformation"].update(
+        GOOD[None] * 9
     ),
-    information_of_logits=(
-        lambda w: w.metrics["MutualInformation"].update(GOOD[None] * 9),
-        ValueError,
-        ["from 9 to 9", "wanted probabilities"],
+    "from 7 to 8": lambda w: w.metrics["Entropy"].update(GOOD, LABELS + 7),
+    "risk=5 ... from 0 to 1": lambda w: metrics.CoverageAtRisk(5),
+    "coverage=0 ... above 0, up": lambda w: metrics.RiskAtCoverage(0),
+    "num_bins=0 ... at least 1": lambda w: metrics.CalibrationError(0),
+    "norm='l2' ... \"l1\"": lambda w: metrics.CalibrationError(norm="l2"),
+    "num_bins=0": lambda w: metrics.reliability_bins(ONE, FLAG, 0),
+    "num_bins=0; ": lambda w: metrics.adaptive_calibration_error(ONE, FLAG, 0),
+    "confidence from 90 to 90 ... wanted fractions from 0 to 1": lambda w: metrics.reliability_bins(
+        ONE * 90, FLAG
     ),
-    disagreement_of_a_list=(
-        lambda w: w.metrics["Disagreement"].update([1]),
-        TypeError,
-        ["probs is a list"],
+    "confidence with NaN": lambda w: metrics.reliability_bins(ONE * math.nan, FLAG),
+    "correct torch.float32 ... wanted floating point and bool": lambda w: metrics.reliability_bins(
+        ONE, ONE
     ),
-    entropy_of_other_labels=(
-        lambda w: w.metrics["Entropy"].update(GOOD, LABELS + 7),
-        ValueError,
-        ["from 7 to 8"],
+    "(0,) ... not empty": lambda w: metrics.reliability_bins(ONE[:0], FLAG[:0]),
+    "from -1 to -1": lambda w: metrics.adaptive_calibration_error(-ONE, FLAG),
+    "(2,) ... (1,) ... one shape": lambda w: metrics.risk_coverage_curve(UNIT, FLAG),
+    "is_ood torch.float32 ... bool": lambda w: w.metrics["FPR95"].update(ONE, ONE),
+    "scores with NaN": lambda w: w.metrics["FPR95"].update(ONE * math.nan, FLAG),
+    "0 in-distribution and 1 OOD scores, wanted both ... call update(scores, is_ood)": lambda w: (
+        w.metrics["FPR95"].compute()
     ),
-    risk_of_five=(lambda w: metrics.CoverageAtRisk(5), ValueError, ["risk=5", "from 0 to 1"]),
-    risk_true=(lambda w: metrics.CoverageAtRisk(True), TypeError, ["risk=True is a bool"]),
-    coverage_zero=(lambda w: metrics.RiskAtCoverage(0), ValueError, ["coverage=0", "above 0, up"]),
-    coverage_text=(lambda w: metrics.RiskAtCoverage("1"), TypeError, ["coverage='1' is a str"]),  # pyright: ignore
-    no_bins=(lambda w: metrics.CalibrationError(0), ValueError, ["num_bins=0", "at least 1"]),
-    half_a_bin=(lambda w: metrics.CalibrationError(1.5), TypeError, ["1.5 is a float", "integer"]),  # pyright: ignore
-    bins_true=(lambda w: metrics.AdaptiveCalibrationError(True), TypeError, ["True is a bool"]),
-    norm_unknown=(lambda w: metrics.CalibrationError(norm="l2"), ValueError, ["norm='l2'", '"l1"']),  # pyright: ignore
-    diagram_of_percents=(
-        lambda w: metrics.reliability_bins(ONE * 90, FLAG),
-        ValueError,
-        ["confidence from 90 to 90", "wanted fractions from 0 to 1"],
-    ),
-    diagram_of_nan=(
-        lambda w: metrics.reliability_bins(ONE * math.nan, FLAG),
-        ValueError,
-        ["confidence with NaN"],
-    ),
-    diagram_of_numbers=(
-        lambda w: metrics.reliability_bins(ONE, ONE),
-        ValueError,
-        ["correct torch.float32", "wanted floating point and bool"],
-    ),
-    diagram_of_nothing=(
-        lambda w: metrics.reliability_bins(ONE[:0], FLAG[:0]),
-        ValueError,
-        ["(0,)", "not empty"],
-    ),
-    diagram_with_a_float_of_bins=(
-        lambda w: metrics.reliability_bins(ONE, FLAG, 1.5),
-        TypeError,
-        ["num_bins=1.5 is a float"],  # pyright: ignore
-    ),
-    equal_masses_of_negatives=(
-        lambda w: metrics.adaptive_calibration_error(-ONE, FLAG),
-        ValueError,
-        ["from -1 to -1"],
-    ),
-    curve_of_lists=(
-        lambda w: metrics.risk_coverage_curve([0.5], [True]),
-        TypeError,
-        ["confidence is a list"],  # pyright: ignore
-    ),
-    curve_of_two_lengths=(
-        lambda w: metrics.risk_coverage_curve(UNIT, FLAG),
-        ValueError,
-        ["(2,)", "(1,)", "one shape"],
-    ),
-    ood_of_labels=(
-        lambda w: w.metrics["FPR95"].update(ONE, ONE),
-        ValueError,
-        ["is_ood torch.float32", "bool"],
-    ),
-    ood_of_nan=(
-        lambda w: w.metrics["FPR95"].update(ONE * math.nan, FLAG),
-        ValueError,
-        ["scores with NaN"],
-    ),
-    ood_of_one_kind=(
-        lambda w: w.metrics["FPR95"].compute(),
-        ValueError,
-        ["0 in-distribution and 1 OOD scores, wanted both", "call update(scores, is_ood)"],
-    ),
-)
+}
+WRONG["classification metrics", TypeError] = {
+    "probs is a list": lambda w: w.metrics["Disagreement"].update([1]),
+    "risk=True is a bool": lambda w: metrics.CoverageAtRisk(True),
+    "coverage='1' is a str": lambda w: metrics.RiskAtCoverage("1"),
+    "1.5 is a float ... integer": lambda w: metrics.CalibrationError(1.5),
+    "True is a bool": lambda w: metrics.AdaptiveCalibrationError(True),
+    "num_bins=1.5 is a float": lambda w: metrics.reliability_bins(ONE, FLAG, 1.5),
+    "confidence is a list": lambda w: metrics.risk_coverage_curve([0.5], [True]),
+}
 for name in sorted(all_metrics()):
 
     def empty(world: World, name: str = name) -> object:
@@ -1018,7 +782,7 @@ for name in sorted(all_metrics()):
         metric.reset()
         return metric.compute()
 
-    ROWS[f"{name} without an example"] = empty, ValueError, ["call update("]
+    WRONG[f"{name} without an example", ValueError] = {"call update(": empty}
 
 # --- Data ----------------------------------------------------------------------------------------
 
@@ -1027,187 +791,108 @@ def table(name: str, **options: Any) -> Wrong:
     return lambda w: TableDataModule(w.folder / f"{name}.csv", **options).setup()
 
 
-def row_of(name: str, *words: str) -> Row:
-    return table(name), ValueError, list(words)
-
-
-rows(
-    "table",
-    empty=row_of("empty", "empty.csv has no row of numbers"),
-    binary=row_of("binary", "binary.csv is no text in UTF-8", "unpack or convert it"),
-    gzipped=row_of("gzipped", "gzipped.csv is no text in UTF-8", "unpack or convert it"),
-    utf16=row_of("utf16", "utf16.csv is no text in UTF-8", "convert it"),
-    nul=row_of("nul", "nul.csv, line 1", "no finite number"),
-    nan=row_of("nan", "nan.csv, line 2: 'nan' is no finite number"),
-    infinite=row_of("infinite", "line 1: '1e400' is no finite number"),
-    truncated=row_of("truncated", "truncated.csv, line 10: '' is no finite number"),
-    ragged=row_of("ragged", "line 2: 3 numbers, wanted 2 as in the lines above"),
-    header=row_of("header", "line 2: 2 numbers, wanted 3"),
-    long=row_of("long", "line 10: 'xxxxxxxxxxxx...xxxxxxxxxxxxx' is no finite number"),
-    narrow=row_of("narrow", "the table has 1 columns", "wanted at least two"),
-    short=row_of("short", "2 rows make 2 for training", "wanted at least 1 in each"),
-    huge=row_of("huge", "up to 2e+300", "too large to standardize", "in another unit"),
-    missing=(table("none"), FileNotFoundError, ["none.csv"]),
-    a_folder=(lambda w: read_table(w.folder), IsADirectoryError, ["Is a directory"]),
-    path_a_number=(lambda w: TableDataModule(3), TypeError, ["path=3 is a int", "the path of a"]),  # pyright: ignore
-    target_beyond=(table("long", target=9), ValueError, ["line 10"]),
-    target_out_of_range=(lambda w: TableDataModule(target=11).setup(), ValueError, ["target=11"]),
-    target_by_name=(
-        lambda w: TableDataModule(target="age"),
-        TypeError,
-        ["target='age' is a str", "number of"],  # pyright: ignore
+WRONG["table", ValueError] = {
+    "empty.csv has no row of numbers": table("empty"),
+    "binary.csv is no text in UTF-8 ... unpack or convert it": table("binary"),
+    "gzipped.csv is no text in UTF-8 ... unpack or convert it": table("gzipped"),
+    "utf16.csv is no text in UTF-8 ... convert it": table("utf16"),
+    "nul.csv, line 1 ... no finite number": table("nul"),
+    "nan.csv, line 2: 'nan' is no finite number": table("nan"),
+    "line 1: '1e400' is no finite number": table("infinite"),
+    "truncated.csv, line 10: '' is no finite number": table("truncated"),
+    "line 2: 3 numbers, wanted 2 as in the lines above": table("ragged"),
+    "line 2: 2 numbers, wanted 3": table("header"),
+    "line 10: 'xxxxxxxxxxxx...xxxxxxxxxxxxx' is no finite number": table("long"),
+    "the table has 1 columns ... wanted at least two": table("narrow"),
+    "2 rows make 2 for training ... wanted at least 1 in each": table("short"),
+    "up to 2e+300 ... too large to standardize ... in another unit": table("huge"),
+    "line 10": table("long", target=9),
+    "target=11": lambda w: TableDataModule(target=11).setup(),
+    "batch_size=0 ... at le": lambda w: TableDataModule(batch_size=0),
+    "test_split=0, wanted": lambda w: TableDataModule(test_split=0),
+    "val_split=-0.1 and test_split=0.2, wanted": lambda w: TableDataModule(val_split=-0.1),
+    "val_split=0.5 ... test_split=0.5 ... wanted": lambda w: TableDataModule(
+        val_split=0.5, test_split=0.5
     ),
-    batch_size_zero=(
-        lambda w: TableDataModule(batch_size=0),
-        ValueError,
-        ["batch_size=0", "at le"],
-    ),
-    batch_size_true=(lambda w: TableDataModule(batch_size=True), TypeError, ["True is a bool"]),
-    split_of_one=(
-        lambda w: TableDataModule(test_split=1.0),
-        ValueError,
-        ["test_split=1.0", "below"],
-    ),
-    split_of_text=(
-        lambda w: TableDataModule(val_split="0.2"),
-        TypeError,
-        ["val_split='0.2' is a str", "a share"],  # pyright: ignore
-    ),
-    seed_of_text=(lambda w: TableDataModule(seed="0"), TypeError, ["seed='0' is a str", "integer"]),  # pyright: ignore
-    unknown_part=(
-        lambda w: TableDataModule().dataset("ood"),
-        ValueError,
-        ["part='ood'", "wanted 'train'"],  # pyright: ignore
-    ),
-    part_a_list=(
-        lambda w: TableDataModule().dataset(["val"]),
-        ValueError,
-        ["part=['val']", "want"],
-    ),  # pyright: ignore
-)
+    "test_split=1.0 ... below": lambda w: TableDataModule(test_split=1.0),
+    "part='ood' ... wanted 'train'": lambda w: TableDataModule().dataset("ood"),
+    "part=['val'] ... want": lambda w: TableDataModule().dataset(["val"]),
+}
+WRONG["table", FileNotFoundError] = {
+    "none.csv": table("none"),
+}
+WRONG["table", IsADirectoryError] = {
+    "Is a directory": lambda w: read_table(w.folder),
+}
+WRONG["table", TypeError] = {
+    "path=3 is a int ... the path of a": lambda w: TableDataModule(3),
+    "target='age' is a str ... number of": lambda w: TableDataModule(target="age"),
+    "True is a bool": lambda w: TableDataModule(batch_size=True),
+    "val_split='0.2' is a str ... a share": lambda w: TableDataModule(val_split="0.2"),
+    "seed='0' is a str ... integer": lambda w: TableDataModule(seed="0"),
+}
 
 
 def digits(**options: Any) -> Wrong:
     return lambda w: MNISTDataModule(**{"source": "sample", **options})
 
 
-rows(
-    "digits",
-    source_unknown=(digits(source="half"), ValueError, ["source='half'", "'full' or 'sample'"]),
-    root_a_number=(digits(root=3), TypeError, ["root=3 is a int", "the path of a folder"]),
-    batch_size_zero=(digits(batch_size=0), ValueError, ["batch_size=0", "at least 1"]),
-    batch_size_true=(digits(batch_size=True), TypeError, ["batch_size=True is a bool", "integer"]),
-    workers_negative=(digits(num_workers=-1), ValueError, ["num_workers=-1", "at least 0"]),
-    split_of_one=(digits(val_split=1), ValueError, ["val_split=1", "0 or more and below 1"]),
-    split_of_nothing=(
-        digits(val_split=None),
-        TypeError,
-        ["val_split=None is a NoneType", "a share"],
+WRONG["digits", ValueError] = {
+    "source='half' ... 'full' or 'sample'": digits(source="half"),
+    "batch_size=0 ... at least 1": digits(batch_size=0),
+    "num_workers=-1 ... at least 0": digits(num_workers=-1),
+    "val_split=-0.1, wanted a share": digits(val_split=-0.1),
+    "val_split=nan, wanted a share": digits(val_split=math.nan),
+    "val_split=1 ... 0 or more and below 1": digits(val_split=1),
+    "val_split=1e-05 holds out none of 4,000 images ... wanted 0 or a larger share": lambda w: (
+        MNISTDataModule(source="sample", val_split=1e-5).setup()
     ),
-    split_too_small=(
-        lambda w: MNISTDataModule(source="sample", val_split=1e-5).setup(),
-        ValueError,
-        ["val_split=1e-05 holds out none of 4,000 images", "wanted 0 or a larger share"],
+    "name='training' ... wanted 'train', 'val', 'test' or 'ood'": lambda w: MNISTDataModule(
+        source="sample"
+    ).dataset("training"),
+    "name=['val']": lambda w: MNISTDataModule(source="sample").dataset(["val"]),
+    "'../nul.csv' is no file of the datasets ... wanted one of MNIST/raw/train-images": lambda w: (
+        files.read(w.folder, "../nul.csv")
     ),
-    crop_of_pixels=(digits(random_crop=4), TypeError, ["random_crop=4 is a int", "True or False"]),
-    seed_float=(digits(seed=0.5), TypeError, ["seed=0.5 is a float", "an integer"]),
-    unknown_part=(
-        lambda w: MNISTDataModule(source="sample").dataset("training"),  # pyright: ignore
-        ValueError,
-        ["name='training'", "wanted 'train', 'val', 'test' or 'ood'"],
+    "'/etc/passwd' is no": lambda w: files.read(w.folder, "/etc/passwd"),
+    "'../new' is no file of the datasets": lambda w: files.fetch_missing(
+        w.folder, ["../new"], patient=False
     ),
-    part_a_list=(
-        lambda w: MNISTDataModule(source="sample").dataset(["val"]),
-        ValueError,
-        ["name=['val']"],  # pyright: ignore
-    ),
-    no_mirror=(
-        lambda w: MNISTDataModule(w.folder / "new", source="full").prepare_data(),
-        ConnectionError,
-        ["no mirror gave train-images-idx3-ubyte"],
-    ),
-    not_downloaded=(
-        lambda w: MNISTDataModule(w.folder / "new", source="full").setup(),
-        FileNotFoundError,
-        ["train-images-idx3-ubyte is missing", "call prepare_data() to download"],
-    ),
-    path_out_of_the_folder=(
-        lambda w: files.read(w.folder / "html", "../nul.csv"),
-        ValueError,
-        ["'../nul.csv' is no file of the datasets", "wanted one of MNIST/raw/train-images"],
-    ),
-    absolute_path=(
-        lambda w: files.read(w.folder, "/etc/passwd"),
-        ValueError,
-        ["'/etc/passwd' is no"],
-    ),
-    download_out_of_the_folder=(
-        lambda w: files.fetch_missing(w.folder / "html", ["../new"], patient=False),
-        ValueError,
-        ["'../new' is no file of the datasets"],
-    ),
-    images_of_four_axes=(
-        lambda w: random_crop(torch.zeros(2, 1, 8, 8), 2),
-        ValueError,
-        ["(2, 1, 8, 8)", "(batch, he"],
-    ),
-    crop_of_a_list=(lambda w: random_crop([1], 2), TypeError, ["images is a list"]),  # pyright: ignore
-    padding_negative=(lambda w: random_crop(torch.zeros(2, 8, 8), -1), ValueError, ["padding=-1"]),
-    padding_float=(lambda w: random_crop(torch.zeros(2, 8, 8), 1.5), TypeError, ["1.5 is a float"]),  # pyright: ignore
-)
+    "(2, 1, 8, 8) ... (batch, he": lambda w: random_crop(torch.zeros(2, 1, 8, 8), 2),
+    "padding=-1": lambda w: random_crop(torch.zeros(2, 8, 8), -1),
+}
+WRONG["digits", TypeError] = {
+    "root=3 is a int ... the path of a folder": digits(root=3),
+    "batch_size=12.5 is a float; pass an integer": digits(batch_size=12.5),
+    "batch_size='128' is a str; pass an integer": digits(batch_size="128"),
+    "batch_size=True is a bool ... integer": digits(batch_size=True),
+    "val_split=None is a NoneType ... a share": digits(val_split=None),
+    "random_crop=4 is a int ... True or False": digits(random_crop=4),
+    "seed=0.5 is a float ... an integer": digits(seed=0.5),
+    "images is a list": lambda w: random_crop([1], 2),
+    "1.5 is a float": lambda w: random_crop(torch.zeros(2, 8, 8), 1.5),
+}
 BYTES = torch.zeros(4, 8, 8, dtype=torch.uint8)
-rows(
-    "images in memory",
-    labels_missing=(
-        lambda w: InMemoryImages(BYTES, torch.arange(3), 0.0, 1.0),
-        ValueError,
-        ["labels torch.int64 (3,)", "wanted uint8 (n, height, width) and int64 (n,)"],
+WRONG["images in memory", ValueError] = {
+    "labels torch.int64 (3,) ... wanted uint8 (n, height, width) and int64 (n,)": lambda w: (
+        InMemoryImages(BYTES, torch.arange(3), 0.0, 1.0)
     ),
-    of_floats=(
-        lambda w: InMemoryImages(BYTES.float(), torch.arange(4), 0.0, 1.0),
-        ValueError,
-        ["images torch.float32", "wanted uint8"],
+    "images torch.float32 ... wanted uint8": lambda w: InMemoryImages(
+        BYTES.float(), torch.arange(4), 0.0, 1.0
     ),
-    of_an_array=(
-        lambda w: InMemoryImages(BYTES.numpy(), torch.arange(4), 0.0, 1.0),  # pyright: ignore
-        TypeError,
-        ["images is a ndarray", "wanted a torch.Tensor"],
+    "std=0.0 ... above 0": lambda w: InMemoryImages(BYTES, torch.arange(4), 0.0, 0.0),
+    "mean=nan": lambda w: InMemoryImages(BYTES, torch.arange(4), math.nan, 1.0),
+}
+WRONG["images in memory", TypeError] = {
+    "images is a ndarray ... wanted a torch.Tensor": lambda w: InMemoryImages(
+        BYTES.numpy(), torch.arange(4), 0.0, 1.0
     ),
-    std_zero=(
-        lambda w: InMemoryImages(BYTES, torch.arange(4), 0.0, 0.0),
-        ValueError,
-        ["std=0.0", "above 0"],
-    ),
-    mean_nan=(
-        lambda w: InMemoryImages(BYTES, torch.arange(4), math.nan, 1.0),
-        ValueError,
-        ["mean=nan"],
-    ),
-    index_beyond=(
-        lambda w: InMemoryImages(BYTES, torch.arange(4), 0.0, 1.0)[4],
-        IndexError,
-        ["index 4 is out of bounds for dimension 0 with size 4"],
-    ),
-)
-for kind in IMAGES:
-    for source in ("auto", "full"):
-        ROWS[f"digits: a file that is {kind}, {source}"] = (
-            lambda w, kind=kind, source=source: MNISTDataModule(
-                w.folder / kind,
-                source=source,  # pyright: ignore
-            ).dataset("train"),
-            ValueError,
-            ["train-images-idx3-ubyte is damaged", "wanted are the 47,040,016 bytes", "Delete it"],
-        )
-    ROWS[f"clothes: a file that is {kind}"] = (
-        lambda w, kind=kind: files.read(w.folder / kind, files.FASHION[1]),
-        ValueError,
-        [
-            "t10k-labels-idx1-ubyte is damaged",
-            "wanted are the 10,008 bytes",
-            "Delete it to have it",
-        ],
-    )
+}
+WRONG["images in memory", IndexError] = {
+    "index 4 is out of bounds for dimension 0 with size 4": lambda w: InMemoryImages(
+        BYTES, torch.arange(4), 0.0, 1.0
+    )[4],
+}
 
 # --- Training and testing ------------------------------------------------------------------------
 
@@ -1222,10 +907,6 @@ def pairs(x: Any = None, y: Any = None, size: int = 4) -> DataLoader[Any]:
     return DataLoader(TensorDataset(x, y), batch_size=size)
 
 
-def parts(**items: Any) -> DataLoader[Any]:
-    return DataLoader([items] * 8, batch_size=4)  # pyright: ignore[reportArgumentType]
-
-
 def classifier(
     num_classes: Any = 3, model: Any = None, loss: Any = None, recipe: Any = optim_lenet
 ):
@@ -1238,8 +919,15 @@ def regressor(**options: Any) -> RegressionRoutine:
     return RegressionRoutine(nn.Linear(6, 1), nn.MSELoss(), optim_lenet, **options)
 
 
-def run_test(routine: Callable[[World], Any], loader: Callable[[], Any] | None = None) -> Wrong:
-    return lambda w: trainer().test(routine(w), (loader or pairs)(), verbose=False)
+def stage(
+    name: str, routine: Callable[[World], Any], data: Callable[[], Any] = pairs, **options: Any
+) -> Wrong:
+    return lambda w: getattr(trainer(), name)(routine(w), data(), **options)
+
+
+in_fit = functools.partial(stage, "fit")
+in_validation = functools.partial(stage, "validate", verbose=False)
+in_test = functools.partial(stage, "test", verbose=False)
 
 
 def tuned(**attributes: Any) -> Callable[[World], RegressionRoutine]:
@@ -1273,315 +961,189 @@ def gives(make: Callable[[Any], Any], wrapped: bool = False, classes: int = 0) -
     return RegressionRoutine(model, nn.MSELoss(), optim_lenet)
 
 
+def targets() -> DataLoader[Any]:
+    return pairs(y=torch.ones(8, 1))
+
+
+def unlabelled() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(torch.randn(8, 6)), batch_size=4)
+
+
+def dicts() -> DataLoader[Any]:
+    return DataLoader([{"x": torch.randn(6), "y": 0}] * 8, batch_size=4)
+
+
 PREDICTIONS = "wanted a tensor of predictions of the targets' shape, with or without an estimator"
 LOGITS = "wanted a tensor of logits (batch, classes) or (num_estimators, batch, classes); wrap"
 PAIR = "wanted a pair of inputs and targets; give the loader a collate_fn="
-TARGETS = torch.ones(8, 1)
 
-rows(
-    "routine",
-    classes_one=(lambda w: classifier(1), ValueError, ["num_classes=1", "at least 2"]),
-    classes_none=(lambda w: classifier(None), TypeError, ["num_classes=None is a NoneType"]),
-    classes_and_model_swapped=(
-        lambda w: ClassificationRoutine(w.model, 3, nn.CrossEntropyLoss(), optim_lenet),  # pyright: ignore
-        TypeError,
-        ["is a Sequential", "pass an integer"],
+WRONG["routine", ValueError] = {
+    "num_classes=1 ... at least 2": lambda w: classifier(1),
+    "noise_precision=inf ... above 0": lambda w: regressor(noise_precision=math.inf),
+    "target_scale=-1.0 ... above 0": lambda w: regressor(target_scale=-1.0),
+    "noise_precision=0": lambda w: regressor(noise_precision=0),
+    "target_scale=nan ... above": lambda w: regressor(target_scale=math.nan),
+    "noise_precision=-1.0 ... wanted a finite number above 0": in_test(
+        tuned(noise_precision=-1.0), targets
     ),
-    model_of_text=(lambda w: classifier(model="lenet"), TypeError, ["model is a str", "nn.Module"]),
-    loss_of_text=(lambda w: classifier(loss="ce"), TypeError, ["loss='ce' is a str", "a function"]),
-    recipe_of_text=(
-        lambda w: classifier(recipe="adam"),
-        TypeError,
-        ["optim_recipe='adam' is a str", "optimizer"],
+    "target_scale=nan ... wanted a finite number above 0": in_test(
+        tuned(target_scale=math.nan), targets
     ),
-    recipe_none=(lambda w: classifier(recipe=None), TypeError, ["optim_recipe=None", "a function"]),
-    recipe_without_return=(
-        lambda w: trainer().fit(classifier(recipe=lambda model: None), pairs()),
-        TypeError,
-        ["optim_recipe gave None", "return an optimizer"],
+}
+WRONG["routine", TypeError] = {
+    "num_classes=None is a NoneType": lambda w: classifier(None),
+    "is a Sequential ... pass an integer": lambda w: ClassificationRoutine(
+        w.model, 3, nn.CrossEntropyLoss(), optim_lenet
     ),
-    recipe_that_gives_the_network=(
-        lambda w: trainer().fit(classifier(recipe=lambda model: model), pairs()),
-        MisconfigurationException,
-        ["Unknown configuration for model optimizers"],
+    "model is a str ... nn.Module": lambda w: classifier(model="lenet"),
+    "loss='ce' is a str ... a function": lambda w: classifier(loss="ce"),
+    "optim_recipe='adam' is a str ... optimizer": lambda w: classifier(recipe="adam"),
+    "optim_recipe=None ... a function": lambda w: classifier(recipe=None),
+    "optim_recipe gave None ... return an optimizer": in_fit(
+        lambda w: classifier(recipe=lambda model: None)
     ),
-    loss_without_return=(
-        lambda w: trainer().fit(classifier(loss=lambda a, b: None), pairs()),
-        TypeError,
-        ["the loss gave a NoneType", "wanted a tensor of one number", "return the mean"],
+    "the loss gave a NoneType ... wanted a tensor of one number ... return the mean": in_fit(
+        lambda w: classifier(loss=lambda a, b: None)
     ),
-    loss_of_each_example=(
-        lambda w: trainer().fit(classifier(loss=nn.CrossEntropyLoss(reduction="none")), pairs()),
-        TypeError,
-        ["the loss gave a Tensor (4,)", "wanted a tensor of one number", "return the mean"],
+    "the loss gave a Tensor (4,) ... wanted a tensor of one number ... return the mean": in_fit(
+        lambda w: classifier(loss=nn.CrossEntropyLoss(reduction="none"))
     ),
-    precision_zero=(lambda w: regressor(noise_precision=0), ValueError, ["noise_precision=0"]),
-    precision_text=(
-        lambda w: regressor(noise_precision="1"),
-        TypeError,
-        ["='1' is a str", "finite"],
+    "='1' is a str ... finite": lambda w: regressor(noise_precision="1"),
+}
+WRONG["routine", MisconfigurationException] = {
+    "Unknown configuration for model optimizers": in_fit(
+        lambda w: classifier(recipe=lambda model: model)
     ),
-    scale_nan=(
-        lambda w: regressor(target_scale=math.nan),
-        ValueError,
-        ["target_scale=nan", "above"],
+}
+WRONG["Trainer", TypeError] = {
+    "`LightningModule`": lambda w: trainer().test(datamodule=TableDataModule()),
+    "argument 'max_step'": lambda w: Trainer(max_step=3),
+}
+WRONG["Trainer.fit", TypeError] = {
+    "got `Sequential`": in_fit(lambda w: network()),
+    f"the network gives a tuple ... {PREDICTIONS}": in_fit(lambda w: gives(tuple), targets),
+    f"the network gives a dict ... {LOGITS}": in_fit(
+        lambda w: gives(lambda x: {"logits": x[0]}, classes=3)
     ),
-    precision_set_to_a_negative=(
-        run_test(tuned(noise_precision=-1.0), lambda: pairs(y=TARGETS)),
-        ValueError,
-        ["noise_precision=-1.0", "wanted a finite number above 0"],
+    f"a list of 1 ... {PAIR}": in_fit(lambda w: w.routine, unlabelled),
+    f"a Tensor of 2 ... {PAIR}": in_fit(
+        lambda w: w.routine, lambda: DataLoader(torch.randn(8, 6), batch_size=2)
     ),
-    scale_set_to_nan=(
-        run_test(tuned(target_scale=math.nan), lambda: pairs(y=TARGETS)),
-        ValueError,
-        ["target_scale=nan", "wanted a finite number above 0"],
+    f"a dict of 2 ... {PAIR}": in_fit(lambda w: w.routine, dicts),
+}
+WRONG["Trainer.validate", TypeError] = {
+    f"the network gives a NoneType ... {PREDICTIONS}": in_validation(
+        lambda w: gives(lambda x: None), targets
     ),
-)
-rows(
-    "trainer",
-    of_a_network=(lambda w: trainer().fit(network(), pairs()), TypeError, ["got `Sequential`"]),  # pyright: ignore
-    without_data=(
-        lambda w: trainer().fit(w.routine),
-        MisconfigurationException,
-        ["`train_dataloader` must be implemented"],
+    f"the network gives a list ... {LOGITS}": in_validation(lambda w: gives(list, classes=3)),
+    f"a list of 3 ... {PAIR}": in_validation(
+        lambda w: w.routine, lambda: DataLoader(TensorDataset(*[torch.zeros(8)] * 3))
     ),
-    tests_without_data=(
-        lambda w: trainer().test(w.routine),
-        MisconfigurationException,
-        ["`test_dataloader` must be"],
+}
+WRONG["Trainer.test", TypeError] = {
+    f"the network gives a dict ... {PREDICTIONS}": in_test(
+        lambda w: gives(lambda x: {"mean": x[0]}), targets
     ),
-    tests_nothing=(
-        lambda w: trainer().test(datamodule=TableDataModule()),
-        TypeError,
-        ["`LightningModule`"],
+    f"the network gives a Normal ... {PREDICTIONS}": in_test(
+        lambda w: gives(lambda x: torch.distributions.Normal(x[0], 1)), targets
     ),
-    tests_no_batch=(
-        run_test(lambda w: w.routine, list),
-        ValueError,
-        ["no batch", "a loader with at least one"],
+    "the network gives torch.int64 ... wanted floating-point numbers ... .float()": in_test(
+        lambda w: gives(lambda x: x[0].long()), targets
     ),
-    of_an_unknown_option=(lambda w: Trainer(max_step=3), TypeError, ["argument 'max_step'"]),
-    of_a_missing_checkpoint=(
-        lambda w: trainer().test(w.routine, pairs(), ckpt_path=str(w.folder / "no.ckpt")),
-        FileNotFoundError,
-        ["no.ckpt"],
+    f"the network gives a ndarray ... {PREDICTIONS}": in_test(
+        lambda w: gives(lambda x: x[0].numpy()), targets
     ),
-    trains_another_number_of_classes=(
-        lambda w: trainer().fit(classifier(5), pairs()),
-        ValueError,
-        ["gives (4, 3)", "wanted num_classes=5 logits", "build the network or the routine with"],
+    f"the network gives a tuple ... {PREDICTIONS}": in_test(
+        lambda w: gives(tuple, wrapped=True), targets
     ),
-    tests_another_number_of_classes=(
-        run_test(lambda w: classifier(2)),
-        ValueError,
-        ["gives (4, 3)", "wanted num_classes=2 logits"],
+    f"the network gives a NoneType ... {LOGITS}": in_test(
+        lambda w: gives(lambda x: None, classes=3)
     ),
-    validates_another_number_of_classes=(
-        lambda w: trainer().validate(classifier(5), pairs(), verbose=False),
-        ValueError,
-        ["gives (4, 3)", "wanted num_classes=5 logits"],
+    "the targets of a batch are a dict ... wanted a tensor ... collate_fn=": in_test(
+        lambda w: w.regression,
+        lambda: DataLoader([(torch.ones(6), {"y": 1.0})] * 8, batch_size=4),
     ),
-    tests_labels_out_of_range=(
-        run_test(lambda w: w.routine, lambda: pairs(y=torch.arange(8))),
-        ValueError,
-        ["from 0 to 3", "wanted 0 to 2 for 3 classes"],
+    f"a list of 1 ... {PAIR}": in_test(lambda w: w.routine, unlabelled),
+    f"a dict of 2 ... {PAIR}": in_test(lambda w: w.routine, dicts),
+}
+WRONG["Trainer.test of a regression", TypeError] = {
+    f"a dict of 2 ... {PAIR}": in_test(lambda w: w.regression, dicts),
+}
+WRONG["Trainer", MisconfigurationException] = {
+    "`train_dataloader` must be implemented": lambda w: trainer().fit(w.routine),
+    "`test_dataloader` must be": lambda w: trainer().test(w.routine),
+}
+WRONG["Trainer.fit", ValueError] = {
+    "gives (4, 3) ... wanted num_classes=5 logits ... build the network or the": in_fit(
+        lambda w: classifier(5)
     ),
-    tests_labels_of_floats=(
-        run_test(lambda w: w.routine, lambda: pairs(y=torch.rand(8))),
-        ValueError,
-        ["type torch.float32", "wanted integer labels"],
+}
+WRONG["Trainer.validate", ValueError] = {
+    "gives (4, 3) ... wanted num_classes=5 logits": in_validation(lambda w: classifier(5)),
+}
+WRONG["Trainer.test", ValueError] = {
+    "no batch ... a loader with at least one": in_test(lambda w: w.routine, list),
+    "gives (4, 3) ... wanted num_classes=2 logits": in_test(lambda w: classifier(2)),
+    "from 0 to 3 ... wanted 0 to 2 for 3 classes": in_test(
+        lambda w: w.routine, lambda: pairs(y=torch.arange(8))
     ),
-    tests_labels_one_hot=(
-        run_test(lambda w: w.routine, lambda: pairs(y=torch.eye(8)[:, :3].long())),
-        ValueError,
-        ["shape (4, 3)", "wanted integer labels of shape (4,)"],
+    "type torch.float32 ... wanted integer labels": in_test(
+        lambda w: w.routine, lambda: pairs(y=torch.rand(8))
     ),
-    tests_nan=(
-        run_test(lambda w: w.routine, lambda: pairs(torch.full((8, 6), math.nan))),
-        ValueError,
-        ["from nan up", "wanted probabilities", "look for NaN"],
+    "shape (4, 3) ... wanted integer labels of shape (4,)": in_test(
+        lambda w: w.routine, lambda: pairs(y=torch.eye(8)[:, :3].long())
     ),
-    tests_an_unfitted_wrapper=(
-        run_test(lambda w: classifier(model=MCBatchNorm(network(), 4))),
-        RuntimeError,
-        ["holds no statistics yet", "call fit(train_dataloader) first"],
+    "from nan up ... wanted probabilities ... look for NaN": in_test(
+        lambda w: w.routine, lambda: pairs(torch.full((8, 6), math.nan))
     ),
-    trains_a_regression_of_a_tuple=(
-        lambda w: trainer().fit(gives(tuple), pairs(y=TARGETS)),
-        TypeError,
-        ["the network gives a tuple", PREDICTIONS],
+    "shape (4, 1) ... (4,) ... make the targets (batch, 1)": in_test(
+        lambda w: w.regression, lambda: pairs(y=torch.ones(8))
     ),
-    tests_a_regression_of_a_dict=(
-        run_test(lambda w: gives(lambda x: {"mean": x[0]}), lambda: pairs(y=TARGETS)),
-        TypeError,
-        ["the network gives a dict", PREDICTIONS],
+    "target with NaN or infinity ... wanted finite numbers": in_test(
+        lambda w: w.regression, lambda: pairs(y=torch.full((8, 1), math.nan))
     ),
-    validates_a_regression_of_nothing=(
-        lambda w: trainer().validate(gives(lambda x: None), pairs(y=TARGETS), verbose=False),
-        TypeError,
-        ["the network gives a NoneType", PREDICTIONS],
+}
+WRONG["Trainer.test", RuntimeError] = {
+    "holds no statistics yet ... call fit(train_dataloader) first": in_test(
+        lambda w: classifier(model=MCBatchNorm(network(), 4))
     ),
-    tests_a_regression_of_a_distribution=(
-        run_test(
-            lambda w: gives(lambda x: torch.distributions.Normal(x[0], 1)),
-            lambda: pairs(y=TARGETS),
-        ),
-        TypeError,
-        ["the network gives a Normal", PREDICTIONS],
-    ),
-    tests_a_regression_of_integers=(
-        run_test(lambda w: gives(lambda x: x[0].long()), lambda: pairs(y=TARGETS)),
-        TypeError,
-        ["the network gives torch.int64", "wanted floating-point numbers", ".float()"],
-    ),
-    tests_a_regression_of_arrays=(
-        run_test(lambda w: gives(lambda x: x[0].numpy()), lambda: pairs(y=TARGETS)),
-        TypeError,
-        ["the network gives a ndarray", PREDICTIONS],
-    ),
-    tests_a_wrapper_of_pairs=(
-        run_test(lambda w: gives(tuple, wrapped=True), lambda: pairs(y=TARGETS)),
-        TypeError,
-        ["the network gives a tuple", PREDICTIONS],
-    ),
-    trains_a_classifier_of_a_dict=(
-        lambda w: trainer().fit(gives(lambda x: {"logits": x[0]}, classes=3), pairs()),
-        TypeError,
-        ["the network gives a dict", LOGITS],
-    ),
-    validates_a_classifier_of_a_list=(
-        lambda w: trainer().validate(gives(list, classes=3), pairs(), verbose=False),
-        TypeError,
-        ["the network gives a list", LOGITS],
-    ),
-    tests_a_classifier_of_nothing=(
-        run_test(lambda w: gives(lambda x: None, classes=3)),
-        TypeError,
-        ["the network gives a NoneType", LOGITS],
-    ),
-    tests_targets_of_dicts=(
-        run_test(
-            lambda w: w.regression,
-            lambda: DataLoader([(torch.ones(6), {"y": 1.0})] * 8, batch_size=4),  # pyright: ignore
-        ),
-        TypeError,
-        ["the targets of a batch are a dict", "wanted a tensor", "collate_fn="],
-    ),
-    trains_without_labels=(
-        lambda w: trainer().fit(w.routine, DataLoader(TensorDataset(torch.randn(8, 6)))),
-        TypeError,
-        ["a list of 1", PAIR],
-    ),
-    tests_without_labels=(
-        run_test(lambda w: w.routine, lambda: DataLoader(TensorDataset(torch.randn(8, 6)))),
-        TypeError,
-        ["a list of 1", PAIR],
-    ),
-    trains_on_tensors=(
-        lambda w: trainer().fit(w.routine, DataLoader(torch.randn(8, 6), batch_size=2)),  # pyright: ignore
-        TypeError,
-        ["a Tensor of 2", PAIR],
-    ),
-    trains_on_dicts=(
-        lambda w: trainer().fit(w.routine, parts(x=torch.randn(6), y=0)),
-        TypeError,
-        ["a dict of 2", PAIR],
-    ),
-    tests_dicts=(
-        run_test(lambda w: w.routine, lambda: parts(x=torch.randn(6), y=0)),
-        TypeError,
-        ["a dict of 2", PAIR],
-    ),
-    validates_three_parts=(
-        lambda w: trainer().validate(
-            w.routine, DataLoader(TensorDataset(*[torch.zeros(8)] * 3)), verbose=False
-        ),
-        TypeError,
-        ["a list of 3", PAIR],
-    ),
-    tests_a_regression_of_another_shape=(
-        run_test(lambda w: w.regression, lambda: pairs(y=torch.ones(8))),
-        ValueError,
-        ["shape (4, 1)", "(4,)", "make the targets (batch, 1)"],
-    ),
-    tests_a_regression_of_nan=(
-        run_test(lambda w: w.regression, lambda: pairs(y=TARGETS * math.nan)),
-        ValueError,
-        ["target with NaN or infinity", "wanted finite numbers"],
-    ),
-    tests_a_regression_of_dicts=(
-        run_test(lambda w: w.regression, lambda: parts(x=torch.randn(6), y=0)),
-        TypeError,
-        ["a dict of 2", PAIR],
-    ),
-)
+}
+WRONG["Trainer.test", FileNotFoundError] = {
+    "no.ckpt": in_test(lambda w: w.routine, ckpt_path="no.ckpt"),
+}
 RESULTS = "pass what Trainer.test returned, or a dict of several such by name"
-rows(
-    "result tables",
-    of_a_number=(lambda w: ResultTables(5), TypeError, ["results=5 is a int", RESULTS]),  # pyright: ignore
-    of_nothing=(lambda w: ResultTables(None), TypeError, ["is a NoneType", RESULTS]),  # pyright: ignore
-    of_text=(lambda w: ResultTables("abc"), TypeError, ["results='abc' is a str", RESULTS]),  # pyright: ignore
-    of_one_dict=(
-        lambda w: ResultTables({"test/cls/Acc": 0.5}),
-        TypeError,
-        ["results=0.5 is a float", RESULTS],  # pyright: ignore
+WRONG["result tables", TypeError] = {
+    f"results=5 is a int ... {RESULTS}": lambda w: ResultTables(5),
+    f"is a NoneType ... {RESULTS}": lambda w: ResultTables(None),
+    f"results='abc' is a str ... {RESULTS}": lambda w: ResultTables("abc"),
+    f"results=0.5 is a float ... {RESULTS}": lambda w: ResultTables({"test/cls/Acc": 0.5}),
+    f"0.5 is a float ... {RESULTS}": lambda w: ResultTables([0.5]),
+    "'Acc'='high' is a str ... a number": lambda w: ResultTables([{"Acc": "high"}]),
+    "a cell=1 is a int ... text": lambda w: Tables([Table("a", ("x",), [(1,)])]),
+    "a table=1 is a int ... Table(caption, header": lambda w: Tables([1]),
+}
+WRONG["result tables", ValueError] = {
+    "['1'] ... 1 cells, wanted 2, one for each name in the header": lambda w: Tables(
+        [Table("a", ("x", "y"), [("1",)])]
     ),
-    of_a_list_of_numbers=(lambda w: ResultTables([0.5]), TypeError, ["0.5 is a float", RESULTS]),  # pyright: ignore
-    of_text_values=(
-        lambda w: ResultTables([{"Acc": "high"}]),
-        TypeError,
-        ["'Acc'='high' is a str", "a number"],  # pyright: ignore
-    ),
-    of_a_ragged_row=(
-        lambda w: Tables([Table("a", ("x", "y"), [("1",)])]),
-        ValueError,
-        ["['1']", "1 cells, wanted 2, one for each name in the header"],
-    ),
-    of_a_cell_of_numbers=(
-        lambda w: Tables([Table("a", ("x",), [(1,)])]),
-        TypeError,
-        ["a cell=1 is a int", "text"],  # pyright: ignore
-    ),
-    of_no_table=(lambda w: Tables([1]), TypeError, ["a table=1 is a int", "Table(caption, header"]),  # pyright: ignore
-)
-rows(
-    "networks and recipes",
-    channels_zero=(lambda w: lenet(0, 10), ValueError, ["in_channels=0", "at least 1"]),
-    classes_float=(lambda w: lenet(1, 1.5), TypeError, ["num_classes=1.5 is a float", "integer"]),  # pyright: ignore
-    norm_of_text=(
-        lambda w: lenet(1, 10, norm="bn"),
-        TypeError,
-        ["norm='bn' is a str", "a function from a num"],  # pyright: ignore
-    ),
-    width_negative=(lambda w: unet(1, 2, width=-8), ValueError, ["width=-8", "at least 1"]),
-    width_text=(lambda w: unet(1, 2, width="8"), TypeError, ["width='8' is a str", "an integer"]),  # pyright: ignore
-    images_too_small=(
-        lambda w: lenet(1, 10)(torch.zeros(2, 1, 8, 8)),
-        RuntimeError,
-        ["Kernel size can't be greater"],
-    ),
-    other_channels=(
-        lambda w: lenet(1, 10)(torch.zeros(2, 3, 28, 28)),
-        RuntimeError,
-        ["to have 1 channels, but"],
-    ),
-    recipe_for_text=(lambda w: optim_lenet("x"), TypeError, ["model is a str", "torch.nn.Module"]),  # pyright: ignore
-    recipe_for_no_parameter=(
-        lambda w: optim_lenet(nn.ReLU()),
-        ValueError,
-        ["empty parameter list"],
-    ),
-    recipe_of_no_step=(
-        lambda w: optim_lenet(w.model, 0),
-        ValueError,
-        ["num_steps=0", "at least 1"],
-    ),
-    recipe_of_text_steps=(
-        lambda w: optim_lenet(w.model, "9"),
-        TypeError,
-        ["num_steps='9' is a str"],
-    ),  # pyright: ignore
-)
+}
+WRONG["networks and recipes", ValueError] = {
+    "in_channels=0 ... at least 1": lambda w: lenet(0, 10),
+    "width=-8 ... at least 1": lambda w: unet(1, 2, width=-8),
+    "empty parameter list": lambda w: optim_lenet(nn.ReLU()),
+    "num_steps=0 ... at least 1": lambda w: optim_lenet(w.model, 0),
+}
+WRONG["networks and recipes", TypeError] = {
+    "num_classes=1.5 is a float ... integer": lambda w: lenet(1, 1.5),
+    "norm='bn' is a str ... a function from a num": lambda w: lenet(1, 10, norm="bn"),
+    "width='8' is a str ... an integer": lambda w: unet(1, 2, width="8"),
+    "model is a str ... torch.nn.Module": lambda w: optim_lenet("x"),
+    "num_steps='9' is a str": lambda w: optim_lenet(w.model, "9"),
+}
+WRONG["networks and recipes", RuntimeError] = {
+    "Kernel size can't be greater": lambda w: lenet(1, 10)(torch.zeros(2, 1, 8, 8)),
+    "to have 1 channels, but": lambda w: lenet(1, 10)(torch.zeros(2, 3, 28, 28)),
+}
 
 # --- Plots ---------------------------------------------------------------------------------------
 
@@ -1589,264 +1151,129 @@ PICTURES = torch.zeros(2, 8, 8)
 THREE = torch.rand(3)
 PROBS = torch.rand(3, 2, 4)
 plot: Any = plotting
-rows(
-    "plot",
-    too_few_titles=(
-        lambda w: plot.plot_images(PICTURES, ["a"]),
-        ValueError,
-        ["titles of shape (1,)", "wanted (2)"],
+WRONG["plot", ValueError] = {
+    "titles of shape (1,) ... wanted (2)": lambda w: plot.plot_images(PICTURES, ["a"]),
+    "axes of shape (3,) ... wanted (2)": lambda w: plot.plot_images(PICTURES, "ab", w.axes[0]),
+    "axes of shape ()": lambda w: plot.plot_images(PICTURES[:1], "a", w.axes[0, 0]),
+    "(0, 8, 8) ... no axis emp": lambda w: plot.plot_images(PICTURES[:0], ""),
+    "images of shape (2, 3, 8, 8) ... wanted (n, height, width)": lambda w: plot.plot_images(
+        torch.rand(2, 3, 8, 8), "ab"
     ),
-    titles_none=(
-        lambda w: plot.plot_images(PICTURES, None),
-        TypeError,
-        ["titles=None", "a sequence"],
+    "on the meta": lambda w: plot.plot_images(PICTURES.to("meta"), "ab"),
+    "probs of shape (2, 4) ... wanted (num_estimators, 2, classes)": lambda w: plot.plot_estimators(
+        PICTURES, PROBS[0]
     ),
-    too_many_axes=(
-        lambda w: plot.plot_images(PICTURES, "ab", w.axes[0]),
-        ValueError,
-        ["axes of shape (3,)", "wanted (2)"],
+    "(3, 2, 4) ... wanted (num_": lambda w: plot.plot_estimators(PICTURES[:1], PROBS),
+    "labels of shape (1,)": lambda w: plot.plot_estimators(PICTURES, PROBS, [1]),
+    "labels [1, 9] ... wanted 0 to 3": lambda w: plot.plot_estimators(PICTURES, PROBS, [1, 9]),
+    "axes of shape (2,) ... wanted (2, 2)": lambda w: plot.plot_estimators(
+        PICTURES, PROBS, axes=w.axes[0, :2]
     ),
-    one_ax_for_images=(
-        lambda w: plot.plot_images(PICTURES[:1], "a", w.axes[0, 0]),
-        ValueError,
-        ["axes of shape ()"],
+    "2 tensors as": lambda w: plot.plot_reliability((THREE, THREE)),
+    "accuracy ... of shape (2,), wanted (3)": lambda w: plot.plot_reliability((THREE, UNIT, THREE)),
+    "published of shape (3,), wanted (2)": lambda w: plot.plot_published(
+        "ab", (UNIT, UNIT), THREE, "CRPS"
     ),
-    no_image=(
-        lambda w: plot.plot_images(PICTURES[:0], ""),
-        ValueError,
-        ["(0, 8, 8)", "no axis emp"],
+    "3 tensors as measured": lambda w: plot.plot_published("ab", (UNIT,) * 3, UNIT, "CRPS"),
+    "widths['x'] of shape (3,), wanted (2)": lambda w: plot.plot_sorted_errors(
+        UNIT, {"x": THREE}, "price"
     ),
-    colours=(
-        lambda w: plot.plot_images(torch.rand(2, 3, 8, 8), "ab"),
-        ValueError,
-        ["images of shape (2, 3, 8, 8)", "wanted (n, height, width)"],
+    "hold no image": lambda w: plot.plot_reliability((THREE * 0, THREE, THREE)),
+    "risk of shape (2,) ... (3)": lambda w: plot.plot_risk_coverage(THREE, UNIT),
+    "curves of shape (4, 5) ... wanted (num_estimators, 3)": lambda w: plot.plot_curves(
+        THREE, torch.rand(4, 5), ax=w.axes[0, 0]
     ),
-    array_of_images=(
-        lambda w: plot.plot_images(PICTURES.numpy(), "ab"),
-        TypeError,
-        ["images is a ndarray"],
+    "(0, 3) ... no axis empty": lambda w: plot.plot_curves(THREE, torch.rand(0, 3)),
+    "points ... of shape (2,) ... wanted (3)": lambda w: plot.plot_curves(
+        THREE, torch.rand(4, 3), (THREE, UNIT), ax=w.axes[0, 0]
     ),
-    meta_images=(
-        lambda w: plot.plot_images(PICTURES.to("meta"), "ab"),
-        ValueError,
-        ["on the meta"],
+    "1 tensors as poi": lambda w: plot.plot_curves(THREE, torch.rand(4, 3), (THREE,)),
+    "bands['two'] of shape (2,) ... wanted (3)": lambda w: plot.plot_bands(
+        THREE, THREE, {"two": UNIT}, ax=w.axes[0, 0]
     ),
-    estimators_of_a_mean=(
-        lambda w: plot.plot_estimators(PICTURES, PROBS[0]),
-        ValueError,
-        ["probs of shape (2, 4)", "wanted (num_estimators, 2, classes)"],
+    "bands of shape (0,)": lambda w: plot.plot_bands(THREE, THREE, {}),
+    "series['a'] of shape (3,) ... wanted (2)": lambda w: plot.plot_series(
+        [1, 2], {"a": [1, 2, 3]}, ("x", "y"), w.axes[0, 0]
     ),
-    estimators_of_other_images=(
-        lambda w: plot.plot_estimators(PICTURES[:1], PROBS),
-        ValueError,
-        ["(3, 2, 4)", "wanted (num_"],
+    "labels of shape (1,), wanted (2)": lambda w: plot.plot_series([1], {"a": [1]}, ("x",)),
+    "log='z' ... 'x' or": lambda w: plot.plot_series([1], {"a": [1]}, "xy", log="z"),
+    "x with values of 0 or below ... wanted others on a log axis": lambda w: plot.plot_series(
+        [0, 1], {"a": [1, 2]}, "xy", log="x"
     ),
-    estimators_with_one_label=(
-        lambda w: plot.plot_estimators(PICTURES, PROBS, [1]),
-        ValueError,
-        ["labels of shape (1,)"],
+    "inner of shape (2,) ... wanted (3)": lambda w: plot.plot_intervals(
+        THREE, THREE, UNIT, THREE, w.axes[0, 0]
     ),
-    estimators_with_labels_out_of_range=(
-        lambda w: plot.plot_estimators(PICTURES, PROBS, [1, 9]),
-        ValueError,
-        ["labels [1, 9]", "wanted 0 to 3"],
+    "mean of shape (3, 1)": lambda w: plot.plot_intervals(*[THREE[:, None]] * 4),
+    "scores['NLL'] of shape (2, 3) ... wanted (1, runs)": lambda w: plot.plot_scores(
+        {"NLL": torch.rand(2, 3)}, ["one"]
     ),
-    estimators_on_a_row_of_axes=(
-        lambda w: plot.plot_estimators(PICTURES, PROBS, axes=w.axes[0, :2]),
-        ValueError,
-        ["axes of shape (2,)", "wanted (2, 2)"],
+    "axes of shape (3,) ... wanted (1)": lambda w: plot.plot_scores(
+        {"NLL": torch.rand(2, 3)}, "ab", w.axes[0]
     ),
-    reliability_of_two=(
-        lambda w: plot.plot_reliability((THREE, THREE)),
-        ValueError,
-        ["2 tensors as"],
+    "scores of shape (0,)": lambda w: plot.plot_scores({}, ["one"]),
+    "maps['entropy'] of shape (3, 8, 8) ... wanted (2, 8, 8)": lambda w: plot.plot_maps(
+        PICTURES, {"entropy": torch.rand(3, 8, 8)}
     ),
-    reliability_of_two_lengths=(
-        lambda w: plot.plot_reliability((THREE, UNIT, THREE)),
-        ValueError,
-        ["bins (accuracy) of shape (2,)", "wanted (3)"],
+    "(2, 4, 4)": lambda w: plot.plot_maps(PICTURES, {"entropy": torch.rand(2, 4, 4)}),
+    "axes of shape (2, 3) ... wanted (2, 2)": lambda w: plot.plot_maps(
+        PICTURES, {"entropy": PICTURES}, w.axes
     ),
-    reliability_of_nothing=(
-        lambda w: plot.plot_reliability((THREE * 0, THREE, THREE)),
-        ValueError,
-        ["hold no image"],
+    "the name 'image'": lambda w: plot.plot_maps(PICTURES, {"image": PICTURES}),
+    "groups of shape (0": lambda w: plot.plot_histograms({}, "x"),
+    "values['a'] of shape (0,)": lambda w: plot.plot_histograms({"a": THREE[:0]}, "x"),
+    "values['a'] with NaN or infinity ... wanted finite numbers": lambda w: plot.plot_histograms(
+        {"a": THREE * math.nan}, "x", w.axes[0, 0]
     ),
-    reliability_on_an_array=(
-        lambda w: plot.plot_reliability((THREE, THREE, THREE), w.axes),
-        TypeError,
-        ["ax is a ndarray", "wanted one Matplotlib Axes", "pass ax=axes[0]"],
+    "curves['a'] ... of shape (2,)": lambda w: plot.plot_roc({"a": (THREE, UNIT)}),
+    "3 tensors ... rate": lambda w: plot.plot_roc({"a": (THREE, THREE, THREE)}),
+    "rows of shape (3,) ... wanted (2)": lambda w: plot.plot_heatmap(
+        torch.rand(2, 3), "abc", "xyz", "abc", w.axes[0, 0]
     ),
-    risk_of_two_lengths=(
-        lambda w: plot.plot_risk_coverage(THREE, UNIT),
-        ValueError,
-        ["risk of shape (2,)", "(3)"],
+    "labels of shape (2,) ... wanted (3)": lambda w: plot.plot_heatmap(
+        torch.rand(2, 3), "ab", "xyz", ("a", "b")
     ),
-    risk_of_a_list=(
-        lambda w: plot.plot_risk_coverage([0.5], [0.5]),
-        TypeError,
-        ["coverage is a list", "as_tensor"],
+}
+WRONG["plot", TypeError] = {
+    "titles=None ... a sequence": lambda w: plot.plot_images(PICTURES, None),
+    "images is a ndarray": lambda w: plot.plot_images(PICTURES.numpy(), "ab"),
+    "ax is a ndarray ... wanted one Matplotlib Axes ... pass ax=axes[0]": lambda w: (
+        plot.plot_reliability((THREE, THREE, THREE), w.axes)
     ),
-    curves_of_other_length=(
-        lambda w: plot.plot_curves(THREE, torch.rand(4, 5), ax=w.axes[0, 0]),
-        ValueError,
-        ["curves of shape (4, 5)", "wanted (num_estimators, 3)"],
-    ),
-    curves_of_no_estimator=(
-        lambda w: plot.plot_curves(THREE, torch.rand(0, 3)),
-        ValueError,
-        ["(0, 3)", "no axis empty"],
-    ),
-    curves_with_unequal_points=(
-        lambda w: plot.plot_curves(THREE, torch.rand(4, 3), (THREE, UNIT), ax=w.axes[0, 0]),
-        ValueError,
-        ["points (y) of shape (2,)", "wanted (3)"],
-    ),
-    curves_with_points_without_y=(
-        lambda w: plot.plot_curves(THREE, torch.rand(4, 3), (THREE,)),
-        ValueError,
-        ["1 tensors as poi"],
-    ),
-    bands_of_other_length=(
-        lambda w: plot.plot_bands(THREE, THREE, {"two": UNIT}, ax=w.axes[0, 0]),
-        ValueError,
-        ["bands['two'] of shape (2,)", "wanted (3)"],
-    ),
-    bands_of_a_number=(
-        lambda w: plot.plot_bands(THREE, THREE, {"two": 0.5}),
-        TypeError,
-        ["bands['two'] is a float"],
-    ),
-    bands_without_names=(
-        lambda w: plot.plot_bands(THREE, THREE, [THREE]),
-        TypeError,
-        ["is a list", "half-widths by nam"],
-    ),
-    no_band=(lambda w: plot.plot_bands(THREE, THREE, {}), ValueError, ["bands of shape (0,)"]),
-    series_of_other_length=(
-        lambda w: plot.plot_series([1, 2], {"a": [1, 2, 3]}, ("x", "y"), w.axes[0, 0]),
-        ValueError,
-        ["series['a'] of shape (3,)", "wanted (2)"],
-    ),
-    series_without_names=(
-        lambda w: plot.plot_series([1, 2], [1, 2], ("x", "y")),
-        TypeError,
-        ["a list", "values by name"],
-    ),
-    series_with_one_label=(
-        lambda w: plot.plot_series([1], {"a": [1]}, ("x",)),
-        ValueError,
-        ["labels of shape (1,)"],
-    ),
-    series_on_another_scale=(
-        lambda w: plot.plot_series([1], {"a": [1]}, "xy", log="z"),
-        ValueError,
-        ["log='z'", "'x' or"],
-    ),
-    series_of_zero_on_a_log_axis=(
-        lambda w: plot.plot_series([0, 1], {"a": [1, 2]}, "xy", log="x"),
-        ValueError,
-        ["x with values of 0 or below", "wanted others on a log axis"],
-    ),
-    intervals_of_other_length=(
-        lambda w: plot.plot_intervals(THREE, THREE, UNIT, THREE, w.axes[0, 0]),
-        ValueError,
-        ["inner of shape (2,)", "wanted (3)"],
-    ),
-    intervals_of_columns=(
-        lambda w: plot.plot_intervals(*[THREE[:, None]] * 4),
-        ValueError,
-        ["mean of shape (3, 1)"],
-    ),
-    scores_of_other_methods=(
-        lambda w: plot.plot_scores({"NLL": torch.rand(2, 3)}, ["one"]),
-        ValueError,
-        ["scores['NLL'] of shape (2, 3)", "wanted (1, runs)"],
-    ),
-    scores_on_other_axes=(
-        lambda w: plot.plot_scores({"NLL": torch.rand(2, 3)}, "ab", w.axes[0]),
-        ValueError,
-        ["axes of shape (3,)", "wanted (1)"],
-    ),
-    no_scores=(lambda w: plot.plot_scores({}, ["one"]), ValueError, ["scores of shape (0,)"]),
-    maps_of_other_images=(
-        lambda w: plot.plot_maps(PICTURES, {"entropy": torch.rand(3, 8, 8)}),
-        ValueError,
-        ["maps['entropy'] of shape (3, 8, 8)", "wanted (2, 8, 8)"],
-    ),
-    maps_of_another_size=(
-        lambda w: plot.plot_maps(PICTURES, {"entropy": torch.rand(2, 4, 4)}),
-        ValueError,
-        ["(2, 4, 4)"],
-    ),
-    maps_on_other_axes=(
-        lambda w: plot.plot_maps(PICTURES, {"entropy": PICTURES}, w.axes),
-        ValueError,
-        ["axes of shape (2, 3)", "wanted (2, 2)"],
-    ),
-    map_by_the_name_of_the_images=(
-        lambda w: plot.plot_maps(PICTURES, {"image": PICTURES}),
-        ValueError,
-        ["the name 'image'"],
-    ),
-    histograms_of_nothing=(
-        lambda w: plot.plot_histograms({}, "x"),
-        ValueError,
-        ["groups of shape (0"],
-    ),
-    histogram_of_an_empty_group=(
-        lambda w: plot.plot_histograms({"a": THREE[:0]}, "x"),
-        ValueError,
-        ["values['a'] of shape (0,)"],
-    ),
-    histogram_of_nan=(
-        lambda w: plot.plot_histograms({"a": THREE * math.nan}, "x", w.axes[0, 0]),
-        ValueError,
-        ["values['a'] with NaN or infinity", "wanted finite numbers"],
-    ),
-    roc_of_two_lengths=(
-        lambda w: plot.plot_roc({"a": (THREE, UNIT)}),
-        ValueError,
-        ["curves['a'] (true positive rate) of shape (2,)"],
-    ),
-    roc_with_thresholds=(
-        lambda w: plot.plot_roc({"a": (THREE, THREE, THREE)}),
-        ValueError,
-        ["3 tensors", "false positive rate, true"],
-    ),
-    heatmap_with_other_rows=(
-        lambda w: plot.plot_heatmap(torch.rand(2, 3), "abc", "xyz", "abc", w.axes[0, 0]),
-        ValueError,
-        ["rows of shape (3,)", "wanted (2)"],
-    ),
-    heatmap_with_two_labels=(
-        lambda w: plot.plot_heatmap(torch.rand(2, 3), "ab", "xyz", ("a", "b")),
-        ValueError,
-        ["labels of shape (2,)", "wanted (3)"],
-    ),
-)
+    "coverage is a list ... as_tensor": lambda w: plot.plot_risk_coverage([0.5], [0.5]),
+    "bands['two'] is a float": lambda w: plot.plot_bands(THREE, THREE, {"two": 0.5}),
+    "is a list ... half-widths by nam": lambda w: plot.plot_bands(THREE, THREE, [THREE]),
+    "a list ... values by name": lambda w: plot.plot_series([1, 2], [1, 2], ("x", "y")),
+}
+
+
+ROWS = [
+    pytest.param(use, error, words, id=f"{group}: {words}")
+    for (group, error), uses in WRONG.items()
+    for words, use in uses.items()
+]
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
-@pytest.mark.parametrize("name", ROWS)
-def test_wrong_use_fails_in_plain_words_and_changes_nothing(name: str, world: World) -> None:
-    wrong, error, words = ROWS[name]
+@pytest.mark.parametrize(("use", "error", "words"), ROWS)
+def test_wrong_use_fails_in_plain_words_and_changes_nothing(
+    use: Wrong, error: type[BaseException], words: str, world: World
+) -> None:
     before = fingerprint(world)
     with pytest.raises(error) as raised:
-        wrong(world)
+        use(world)
     if hasattr(world, "undo"):
         world.undo()
         del world.undo
     assert raised.type is error
     said = "\n".join([str(raised.value), *getattr(raised.value, "__notes__", [])])
-    for expected in words:
-        assert expected in said
+    pattern = ".*".join(re.escape(part) for part in words.split(" ... "))
+    assert re.search(pattern, said, re.DOTALL), said
     assert fingerprint(world) == before
 
 
-def test_the_table_is_long_and_asks_for_no_error_from_inside() -> None:
-    assert len(ROWS) >= 80
+def test_no_error_from_inside_is_asked_for() -> None:
     inside = (AttributeError, AssertionError, StopIteration)
-    assert not [name for name, (_, error, _) in ROWS.items() if issubclass(error, inside)]
+    assert not [group for group, error in WRONG if issubclass(error, inside)]
 
 
 # Figures and result tables, whose signs are replaced where they cannot be shown; and a module that
@@ -1932,7 +1359,7 @@ def test_a_batch_that_tells_nothing_chooses_no_path(first: Tensor) -> None:
 def test_infinite_outputs_hide_no_difference_between_the_paths() -> None:
     data, x = [k * x for k, x in enumerate(batches(), 1)], torch.randn(5, 6)
     chosen, loop = (
-        MCBatchNorm(Centred(masks=True).eval(), 4, path=path).fit(data)(x)  # pyright: ignore
+        MCBatchNorm(Centred(masks=True).eval(), 4, path=path).fit(data)(x)
         for path in ("auto", "loop")
     )
     torch.testing.assert_close(chosen, loop)

@@ -1454,16 +1454,6 @@ def test_d7_inputs_that_share_memory_or_change(name: str, wrap: Wrap) -> None:
 # --- E: gradients --------------------------------------------------------------------------------
 
 
-class Double(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return 2 * grads[0]
-
-
 class Swish(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -1602,7 +1592,7 @@ def momentum_target(n: Net, x: Tensor) -> Tensor:
 SWAPPED = r"(?i)path=|gradient|checkpoint|use_reentrant|no_grad|loop"
 GRADIENTS: dict[str, Case] = {
     "E1 function, 2000 rows": case(
-        lambda n, x: Double.apply(n.b(x)) + x, call=normal(2000, 6, seed=1)
+        lambda n, x: Swish.apply(n.b(x)) + x, call=normal(2000, 6, seed=1)
     ),
     "E1 Swish": case(lambda n, x: Swish.apply(n.b(x))),
     "E1 new style": case(lambda n, x: NewStyle.apply(n.b(x))),
@@ -2206,6 +2196,12 @@ def test_g1_input_is_the_first_part_of_a_batch(make: Callable[[Tensor], Any], wr
     check(mc(X), Case(plain_b).loop())
 
 
+def test_g_input_that_cannot_be_copied(wrap: Wrap) -> None:
+    mc = fitted(wrap, lambda: Net(lambda n, x, other: n.b(x)), [(v, None) for v in V])
+    with pytest.raises(TypeError, match="inputs cannot be copied"):
+        mc(X, threading.Lock())
+
+
 # --- H: what a network keeps on itself -----------------------------------------------------------
 
 FEATURES: list[Any] = []
@@ -2230,106 +2226,8 @@ class Keeps(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.b(x)
-        return getattr(self, "_" + self.how.replace(" ", "_"), lambda h, x: h)(h, x) + self.act(h)
-
-    def _attribute(self, h: Tensor, x: Tensor) -> Tensor:
-        self.feat = h
-        return h
-
-    def _submodule(self, h: Tensor, x: Tensor) -> Tensor:
-        self.act.feat = h * 2
-        return h
-
-    def _tuple(self, h: Tensor, x: Tensor) -> Tensor:
-        self.feat = (x, h, {"shape": h.shape})
-        return h
-
-    def _list(self, h: Tensor, x: Tensor) -> Tensor:
-        self.listed.append(h)
-        return h
-
-    def _list_anew(self, h: Tensor, x: Tensor) -> Tensor:
-        self.listed = [h, h.mean(0)]
-        return h
-
-    def _dict(self, h: Tensor, x: Tensor) -> Tensor:
-        self.by_name["h"] = h
-        return h
-
-    def _namespace(self, h: Tensor, x: Tensor) -> Tensor:
-        self.box.h = h
-        return h
-
-    def _deque(self, h: Tensor, x: Tensor) -> Tensor:
-        self.queue.append(h)
-        return h
-
-    def _buffer(self, h: Tensor, x: Tensor) -> Tensor:
-        self.held = h.mean(0)
-        return h
-
-    def _buffer_in_place(self, h: Tensor, x: Tensor) -> Tensor:
-        self.held.copy_(h.detach().mean(0))
-        return h
-
-    def _running_average(self, h: Tensor, x: Tensor) -> Tensor:
-        self.held.mul_(0.9).add_(h.detach().mean(0), alpha=0.1)
-        return h - self.held
-
-    def _running_average_anew(self, h: Tensor, x: Tensor) -> Tensor:
-        self.held = 0.9 * self.held + 0.1 * h.detach().mean(0)
-        return h - self.held
-
-    def _average_of_the_input(self, h: Tensor, x: Tensor) -> Tensor:
-        self.held.mul_(0.9).add_(x.mean(0), alpha=0.1)
-        return h - self.held
-
-    def _count(self, h: Tensor, x: Tensor) -> Tensor:
-        self.count += 1
-        return h
-
-    def _list_of_numbers(self, h: Tensor, x: Tensor) -> Tensor:
-        self.numbers.append(len(h))
-        return h
-
-    def _count_twice(self, h: Tensor, x: Tensor) -> Tensor:
-        self.total += 1  # the second number may lie where the one before the first lay
-        self.total += 1
-        return h
-
-    def _count_before(self, h: Tensor, x: Tensor) -> Tensor:
-        self.count += 1
-        return self.b(x * self.count)
-
-    def _turns(self, h: Tensor, x: Tensor) -> Tensor:
-        self.flag = not getattr(self, "flag", False)
-        return h.exp() if self.flag else h.cos()
-
-    def _count_that_decides(self, h: Tensor, x: Tensor) -> Tensor:
-        self.count += 1
-        return h * self.count
-
-    def _cache(self, h: Tensor, x: Tensor) -> Tensor:
-        if self.cache is None:
-            self.cache = h.detach().std(0)
-        return h / self.cache
-
-    def _cache_of_the_shape(self, h: Tensor, x: Tensor) -> Tensor:
-        if self.cache is None or len(self.cache) != len(h):
-            self.cache = torch.arange(len(h)).to(h)[:, None]
-        return h * self.cache
-
-    def _previous(self, h: Tensor, x: Tensor) -> Tensor:
-        old, self.previous = self.previous, h.detach()
-        return h if old is None or old.shape != h.shape else h - old
-
-    def _class(self, h: Tensor, x: Tensor) -> Tensor:
-        type(self).shared = h
-        return h
-
-    def _module_variable(self, h: Tensor, x: Tensor) -> Tensor:
-        FEATURES.append(h)
-        return h
+        y = HOW[self.how](self, h, x)
+        return (y if isinstance(y, Tensor) else h) + self.act(h)
 
     def state(self) -> Any:
         """All that it keeps."""
@@ -2341,33 +2239,79 @@ def keep_output(module: Any, args: Any, output: Tensor) -> None:
     module.feat = output
 
 
-HOW = [
-    "attribute",
-    "submodule",
-    "tuple",
-    "list",
-    "list anew",
-    "dict",
-    "namespace",
-    "deque",
-    "buffer",
-    "buffer in place",
-    "running average",
-    "running average anew",
-    "average of the input",
-    "count",
-    "list of numbers",
-    "count twice",
-    "count before",
-    "turns",
-    "count that decides",
-    "cache",
-    "cache of the shape",
-    "previous",
-    "class",
-    "module variable",
-    "hook",
-]
+def set_to(owner: Any, **values: Any) -> None:
+    for name, value in values.items():
+        setattr(owner, name, value)
+
+
+def counted_twice(m: Any, h: Tensor, x: Tensor) -> None:
+    m.total += 1  # the second number may lie where the one before the first lay
+    m.total += 1
+
+
+def counted_before(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    m.count += 1
+    return m.b(x * m.count)
+
+
+def counted_after(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    m.count += 1
+    return h * m.count
+
+
+def cached(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    if m.cache is None:
+        m.cache = h.detach().std(0)
+    return h / m.cache
+
+
+def cached_by_shape(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    if m.cache is None or len(m.cache) != len(h):
+        m.cache = torch.arange(len(h)).to(h)[:, None]
+    return h * m.cache
+
+
+def with_previous(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    old, m.previous = m.previous, h.detach()
+    return h if old is None or old.shape != h.shape else h - old
+
+
+def in_turns(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    m.flag = not getattr(m, "flag", False)
+    return h.exp() if m.flag else h.cos()
+
+
+# Of the network, its layer's output and its input; a tensor that it gives is used in its place.
+HOW: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
+    "attribute": lambda m, h, x: set_to(m, feat=h),
+    "submodule": lambda m, h, x: set_to(m.act, feat=h * 2),
+    "tuple": lambda m, h, x: set_to(m, feat=(x, h, {"shape": h.shape})),
+    "list": lambda m, h, x: m.listed.append(h),
+    "list anew": lambda m, h, x: set_to(m, listed=[h, h.mean(0)]),
+    "dict": lambda m, h, x: m.by_name.update(h=h),
+    "namespace": lambda m, h, x: set_to(m.box, h=h),
+    "deque": lambda m, h, x: m.queue.append(h),
+    "buffer": lambda m, h, x: set_to(m, held=h.mean(0)),
+    "buffer in place": lambda m, h, x: (m.held.copy_(h.detach().mean(0)), None)[1],
+    "running average": lambda m, h, x: h - m.held.mul_(0.9).add_(h.detach().mean(0), alpha=0.1),
+    "running average anew": lambda m, h, x: (
+        set_to(m, held=0.9 * m.held + 0.1 * h.detach().mean(0)),
+        h - m.held,
+    )[1],
+    "average of the input": lambda m, h, x: h - m.held.mul_(0.9).add_(x.mean(0), alpha=0.1),
+    "count": lambda m, h, x: set_to(m, count=m.count + 1),
+    "list of numbers": lambda m, h, x: m.numbers.append(len(h)),
+    "count twice": counted_twice,
+    "count before": counted_before,
+    "turns": in_turns,
+    "count that decides": counted_after,
+    "cache": cached,
+    "cache of the shape": cached_by_shape,
+    "previous": with_previous,
+    "class": lambda m, h, x: set_to(type(m), shared=h),
+    "module variable": lambda m, h, x: FEATURES.append(h),
+    "hook": lambda m, h, x: None,
+}
 
 
 def clear() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -130,39 +129,6 @@ class Squeezes(nn.Module):
         return self.head(x.squeeze())
 
 
-class BatchNormAct(nn.BatchNorm2d):
-    """A subclass with a forward of its own, that calls functional batch norm."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        mean, var = self.running_mean, self.running_var
-        x = F.batch_norm(input, mean, var, self.weight, self.bias, self.training, 0.1, self.eps)
-        return F.silu(x)
-
-
-class Point(NamedTuple):
-    mean: Tensor
-    log_var: Tensor
-
-
-@dataclasses.dataclass
-class Output:
-    logits: Tensor
-    parts: dict[str, Tensor]
-    name: str = "seven"
-
-
-class Structured(nn.Module):
-    """Dataclass, dict and named tuple out, two inputs in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bn, self.head = nn.BatchNorm1d(6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor, *, scale: Tensor) -> tuple[Output, Point]:
-        x = self.bn(x) * scale
-        return Output(self.head(x), {"x": x, "scale": scale}), Point(x.mean(1), x.exp())
-
-
 def volume() -> nn.Module:
     return nn.Sequential(
         nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.ReLU(), nn.MaxPool3d(2), nn.Flatten(1)
@@ -240,27 +206,6 @@ def test_wrapper_equals_the_slow_reference(name: str, chunk_bytes: int) -> None:
         assert (mc.loop_reason is not None) == (name in LOOPS)
 
 
-def test_two_estimators_one_at_a_time() -> None:
-    """The second gets what the first computed before it changed that in place."""
-
-    class InPlaceLater(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.a, self.b = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.BatchNorm1d(8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.stem(x)
-            y = self.a(x).tanh()
-            x.relu_()
-            return y + self.b(x)
-
-    torch.manual_seed(0)
-    model = randomize(InPlaceLater().double())
-    mc = MCBatchNorm(model, 2, chunk_bytes=1).fit([torch.randn(7, 6).double() for _ in range(2)])
-    x = torch.randn(3, 6).double()
-    assert relative_error(mc(x), torch.stack(predict(model, fitted(mc), x))) < 1e-10
-
-
 @pytest.mark.parametrize("path", ["auto", "loop"])
 def test_every_path_that_can_be_forced_is_right(path: str) -> None:
     torch.manual_seed(0)
@@ -301,32 +246,6 @@ def test_what_estimators_share_is_computed_once(
     assert len(pooled) == 1 + -(-5 // at_once)  # the first pooling once, the second in every chunk
 
 
-def test_structured_outputs_and_several_inputs() -> None:
-    torch.manual_seed(0)
-    model = randomize(Structured())
-    batches = [{"x": torch.randn(9, 6), "scale": torch.rand(9, 1)} for _ in range(4)]
-    mc = MCBatchNorm(model, 4).fit(batches, input_fn=lambda batch: batch)
-    x, scale = torch.randn(2, 6), torch.rand(2, 1)
-    output, point = mc(x, scale=scale)
-    assert isinstance(output, Output)
-    assert isinstance(point, Point)
-    assert output.name == "seven"
-    expected = predict(model, fitted(mc), x, scale=scale)
-    for s, each in enumerate(expected):
-        for got, wanted in zip(tensors_of((output, point)), tensors_of(each), strict=True):
-            torch.testing.assert_close(got[s], wanted)
-
-
-def test_a_subclass_keeps_its_own_forward() -> None:
-    torch.manual_seed(0)
-    model = randomize(nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct(4), nn.MaxPool2d(2)))
-    mc = MCBatchNorm(model, 3).fit([torch.randn(6, 3, 8, 8) for _ in range(3)])
-    x = torch.randn(2, 3, 8, 8)
-    plain = nn.Sequential(model[0], nn.BatchNorm2d(4), nn.SiLU(), model[2])
-    plain[1].load_state_dict(model[1].state_dict())
-    torch.testing.assert_close(mc(x), torch.stack(predict(plain, fitted(mc), x)))
-
-
 def test_lazy_layers() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU()).eval()
@@ -336,16 +255,6 @@ def test_lazy_layers() -> None:
     mc = MCBatchNorm(randomize(model), 3).fit([torch.randn(6, 3, 8, 8) for _ in range(3)])
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(mc(x), torch.stack(predict(model, fitted(mc), x)))
-
-
-def test_hooks_see_every_estimator() -> None:
-    torch.manual_seed(0)
-    model = randomize(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)))
-    mc = MCBatchNorm(model, 3).fit([torch.randn(7, 6) for _ in range(3)])
-    seen = []
-    mc.model[2].register_forward_hook(lambda module, args, output: seen.append(output))
-    output = mc(torch.randn(4, 6))
-    torch.testing.assert_close(torch.stack(seen), output)
 
 
 def test_mini_batches_that_do_not_reach_a_layer() -> None:
@@ -369,23 +278,6 @@ def test_mini_batches_that_do_not_reach_a_layer() -> None:
     draws[1]["sometimes"] = [(trained.running_mean, trained.running_var)]
     x = torch.rand(2, 6)
     torch.testing.assert_close(mc(x), torch.stack(predict(model, draws, x)))
-
-
-def test_more_calls_than_fit_saw_is_an_error() -> None:
-    class Repeats(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bn, self.times = nn.BatchNorm1d(6), 1
-
-        def forward(self, x: Tensor) -> Tensor:
-            for _ in range(self.times):
-                x = self.bn(x)
-            return x
-
-    mc = MCBatchNorm(Repeats(), 2).eval().fit([torch.randn(7, 6) for _ in range(2)])
-    mc.model.times = 2
-    with pytest.raises(RuntimeError, match="2 times, but those of fit did so 1 times"):
-        mc(torch.randn(2, 6))
 
 
 def _torchvision(name: str) -> nn.Module:
@@ -418,22 +310,23 @@ TORCHVISION = {
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvision(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype", "tolerance"),
+    [("resnet18", torch.float32, 1e-4), *((name, torch.float64, 1e-10) for name in TORCHVISION)],
+)
+def test_torchvision(name: str, dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
-    model = randomize(_torchvision(name))
+    model = randomize(_torchvision(name)).to(dtype)
     shape = TORCHVISION[name]
-    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
-        model = model.to(dtype)
-        # Of so many values that no variance is close to 0, where a network amplifies rounding.
-        mc = MCBatchNorm(model, 2).fit([torch.randn(8, *shape, dtype=dtype) for _ in range(2)])
-        x = torch.randn(2, *shape, dtype=dtype)
-        with torch.no_grad():
-            outputs = tensors_of(mc(x))
-            expected = [tensors_of(each) for each in predict(model, fitted(mc), x)]
-        assert "path=loop" not in repr(mc)
-        for output, parts in zip(outputs, zip(*expected, strict=True), strict=True):
-            assert relative_error(output, torch.stack(parts)) < tolerance
+    # Of so many values that no variance is close to 0, where a network amplifies rounding.
+    mc = MCBatchNorm(model, 2).fit([torch.randn(8, *shape, dtype=dtype) for _ in range(2)])
+    x = torch.randn(2, *shape, dtype=dtype)
+    with torch.no_grad():
+        outputs = tensors_of(mc(x))
+        expected = [tensors_of(each) for each in predict(model, fitted(mc), x)]
+    assert "path=loop" not in repr(mc)
+    for output, parts in zip(outputs, zip(*expected, strict=True), strict=True):
+        assert relative_error(output, torch.stack(parts)) < tolerance
 
 
 # --- Found by changing the code at random (tests/benchmarks/mutants.py) ---------------------------

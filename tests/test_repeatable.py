@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
@@ -13,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import in_two_processes
 from reference import fitted, randomize
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from mcbn import MCBatchNorm, lenet, metrics
-from mcbn.data.digits import MNISTDataModule
 from mcbn.data.images import InMemoryImages, ready_batch
 from mcbn.predictive import mean_probs
 
@@ -33,7 +32,9 @@ torch.manual_seed(0)
 digits = MNISTDataModule(source="sample", batch_size=500, num_workers=int(sys.argv[1]))
 routine = ClassificationRoutine(10, lenet(1, 10), torch.nn.CrossEntropyLoss(), optim_lenet)
 # Two epochs: workers that persist go another way in the second.
-Trainer(max_epochs=2, accelerator="cpu", enable_model_summary=False).fit(routine, digits)
+Trainer(
+    max_epochs=2, limit_train_batches=3, accelerator="cpu", enable_model_summary=False
+).fit(routine, digits)
 mc = MCBatchNorm(routine.model, num_estimators=4, mc_batch_size=32)
 routine.model = mc.fit(digits.train_dataloader()).eval()
 results = Trainer(accelerator="cpu").test(routine, digits.test_dataloader(), verbose=False)
@@ -77,19 +78,6 @@ def test_statistics_of_cropped_images_do_not_depend_on_the_workers(num_workers: 
     )
     for key, value in mc.state_dict().items():
         assert torch.equal(value, other.state_dict()[key])
-
-
-def test_an_epoch_does_not_depend_on_the_workers() -> None:
-    epochs = []
-    for workers in (0, 2):
-        torch.manual_seed(3)
-        loader = MNISTDataModule(
-            source="sample", batch_size=500, num_workers=workers
-        ).train_dataloader()
-        epochs.append([torch.cat([images for images, _ in loader]) for _ in range(2)])
-    assert torch.equal(epochs[0][0], epochs[1][0])
-    assert torch.equal(epochs[0][1], epochs[1][1])
-    assert not torch.equal(epochs[0][0], epochs[0][1])
 
 
 def small() -> nn.Module:
@@ -144,32 +132,8 @@ def test_fit_with_a_generator_leaves_the_global_states(num_workers: int) -> None
     assert rng_states() == before
 
 
-def test_importing_leaves_the_global_states() -> None:
-    # Lightning's own import does draw from Python's generator.
-    code = """
-import random
-import lightning.pytorch, numpy, torch
-def states():
-    return torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist(), random.getstate()
-torch.manual_seed(1), numpy.random.seed(1), random.seed(1)
-before = states()
-import mcbn, mcbn.data.digits, mcbn.data.tables, mcbn.diagnostics, mcbn.metrics, mcbn.plotting
-import mcbn.results, mcbn.training.recipes, mcbn.training.routines, mcbn.training.trainer
-print(states() == before)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=300
-    )
-    assert done.stdout.split() == ["True"]
-
-
-def dealt_out(num_processes: int, rank: int, folder: str) -> dict[str, float]:
+def dealt_out(rank: int, num_processes: int = 2) -> dict[str, float]:
     """The metrics of a fitted network on 240 examples, shared out to some processes."""
-    torch.set_num_threads(1)
-    if num_processes > 1:
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=num_processes
-        )
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(240, 3, 8, 8, generator=generator)
     y = torch.randint(3, (240,), generator=generator)
@@ -190,21 +154,14 @@ def dealt_out(num_processes: int, rank: int, folder: str) -> dict[str, float]:
                 metric.update(mean_probs(mc(images)), labels)
     values = {name: metric.compute().item() for name, metric in found.items()}
     values["statistics"] = sum(mean.sum().item() for mean, _ in fitted(mc)[2]["1"])
-    if num_processes > 1:
-        torch.distributed.destroy_process_group()
     return values
 
 
-def run_process(rank: int, folder: str) -> None:
-    Path(folder, str(rank)).write_text(json.dumps(dealt_out(2, rank, folder)))
-
-
 def test_two_processes_find_the_metrics_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(run_process, (str(tmp_path),), nprocs=2)
     threads = torch.get_num_threads()
-    alone = dealt_out(1, 0, str(tmp_path))
+    torch.set_num_threads(1)
+    alone = dealt_out(0, num_processes=1)
     torch.set_num_threads(threads)
-    for rank in range(2):
-        together = json.loads(Path(tmp_path, str(rank)).read_text())
+    for together in in_two_processes(dealt_out, tmp_path):
         assert together == pytest.approx(alone, abs=1e-6, rel=1e-6)
         assert together["statistics"] == alone["statistics"]

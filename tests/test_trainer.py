@@ -136,67 +136,64 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, routine, loader):
     assert trainer.test(routine, loader, ckpt_path="~/runs/c.ckpt", verbose=False) == expected
 
 
-# What a narrow terminal without any sign but those of ASCII gets, and one that has a few more.
+# What narrow terminals with few signs get: a file of each encoding.
 PRINTS = """
-import lightning.pytorch as pl
+import contextlib, sys
 import rich
 import torch
 from mcbn import ClassificationRoutine, Trainer, optim_lenet
 from mcbn.data.digits import _say
 from mcbn.experiments.table import score_table, selection_table
 from mcbn.experiments.uci import main, read_results
-from mcbn.results import ResultTables, Table, Tables
-
-tables = Tables([Table("Größe ±", ("λ → τ", "“x”"), [("far – out, |x| ≈ 4", "1.25±0.5 ° 中 ∞")])])
-print(tables)
-rich.print(tables)
-results = read_results()
-rich.print(score_table(results), selection_table(results))
-print(score_table(results))
+from mcbn.results import Table, Tables
 
 class Größe(torch.nn.Linear):
     pass
 
-x = torch.utils.data.TensorDataset(torch.randn(8, 2), torch.arange(8) % 2)
-loader = torch.utils.data.DataLoader(x, batch_size=4)
-routine = ClassificationRoutine(2, Größe(2, 2), torch.nn.CrossEntropyLoss(), optim_lenet)
-trainer = Trainer(max_steps=1, accelerator="cpu")
-trainer.fit(routine, loader)
-trainer.test(routine, [loader, loader])
-trainer.validate(routine, loader)
-_say("Using the sample, as /home/Zoë/\\udcc3… is missing.")
-try:
-    main(["--help"])
-except SystemExit as end:
-    assert not end.code
-print("the end")
+def show():
+    cells = "far – out, |x| ≈ 4", "1.25±0.5 ° 中 ∞"
+    tables = Tables([Table("Größe ±", ("λ → τ", "“x”"), [cells])])
+    print(tables)
+    rich.print(tables)
+    results = read_results()
+    rich.print(score_table(results), selection_table(results))
+    print(score_table(results))
+    x = torch.utils.data.TensorDataset(torch.randn(8, 2), torch.arange(8) % 2)
+    loader = torch.utils.data.DataLoader(x, batch_size=4)
+    routine = ClassificationRoutine(2, Größe(2, 2), torch.nn.CrossEntropyLoss(), optim_lenet)
+    trainer = Trainer(max_steps=1, accelerator="cpu")
+    trainer.fit(routine, loader)
+    trainer.test(routine, [loader, loader])
+    trainer.validate(routine, loader)
+    _say("Using the sample, as /home/Zoë/\\udcc3… is missing.")
+    with contextlib.suppress(SystemExit):
+        main(["--help"])
+    print("the end")
+
+for encoding in ("ascii", "latin-1", "utf-8"):
+    with open(encoding, "w", encoding=encoding) as file, contextlib.redirect_stdout(file):
+        show()
 """
 
 
-@pytest.mark.parametrize(
-    ("encoding", "cells"),
-    [
-        ("ascii", ("Grosse +/-", "lambda -> tau", "far - out, |x| ~ 4", "1.25+/-0.5  deg ? ?")),
-        ("latin-1", ("Größe ±", "lambda -> tau", "far - out, |x| ~ 4", "1.25±0.5 ° ? ?")),
-        ("utf-8", ("Größe ±", "λ → τ", "far – out, |x| ≈ 4", "1.25±0.5 ° 中 ∞")),
-    ],
-)
-def test_a_terminal_gets_signs_that_it_has(tmp_path, encoding, cells):
+SIGNS = {
+    "ascii": ("Grosse +/-", "lambda -> tau", "far - out, |x| ~ 4", "1.25+/-0.5  deg ? ?"),
+    "latin-1": ("Größe ±", "lambda -> tau", "far - out, |x| ~ 4", "1.25±0.5 ° ? ?"),
+    "utf-8": ("Größe ±", "λ → τ", "far – out, |x| ≈ 4", "1.25±0.5 ° 中 ∞"),
+}
+
+
+def test_a_terminal_gets_signs_that_it_has(tmp_path):
     (tmp_path / "script.py").write_text(PRINTS, encoding="utf-8")
-    environment = os.environ | {
-        "PYTHONIOENCODING": encoding,
-        "LC_ALL": "C",
-        "PYTHONUTF8": "0",
-        "COLUMNS": "60",
-    }
-    run = subprocess.run(
-        [sys.executable, tmp_path / "script.py"], capture_output=True, env=environment
-    )
-    said = run.stdout.decode(encoding)
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "COLUMNS": "60"}
+    command = [sys.executable, "script.py"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
-    assert said.rstrip().endswith("the end")
-    for cell in cells:
-        assert cell in said
+    for encoding, cells in SIGNS.items():
+        said = (tmp_path / encoding).read_text(encoding)
+        assert said.rstrip().endswith("the end")
+        for cell in cells:
+            assert cell in said, encoding
 
 
 def test_text_and_html_hold_the_same_cells():
