@@ -480,3 +480,28 @@ def test_layers_that_always_normalize_with_the_batch_at_hand() -> None:
         expected = predict(model, [statistics_of(model, (batch,)) for batch in batches], x)
         assert relative_error(mc(x), torch.stack(expected)) < 1e-12
         assert torch.equal(mc.model[1].running_mean, model[1].running_mean)
+
+
+@pytest.mark.parametrize(
+    ("looks", "reason"),
+    [
+        (lambda y: y.requires_grad, None),
+        (lambda y: y.grad_fn is not None, "the network looks at the graph of its gradients"),
+    ],
+)
+def test_a_network_that_looks_whether_it_is_trained(looks: Any, reason: str | None) -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.bn(x)
+            return 2 * y if looks(y) else 3 * y
+
+    torch.manual_seed(0)
+    model = randomize(Looks().double())
+    mc = MCBatchNorm(model, 3).fit([torch.randn(9, 4).double() for _ in range(3)]).eval()
+    x = torch.randn(5, 4).double()
+    torch.testing.assert_close(mc(x), torch.stack(predict(model, fitted(mc), x)))
+    assert mc.loop_reason == reason
