@@ -131,7 +131,8 @@ def test_a_warning_that_is_an_error_leaves_the_old_statistics():
 
 def test_fit_says_nothing_of_a_network_that_was_never_trained():
     torch.manual_seed(0)
-    MCBatchNorm(nn.Sequential(nn.BatchNorm1d(64)), num_estimators=2).fit(batches(2, shift=100))
+    mc = MCBatchNorm(nn.Sequential(nn.BatchNorm1d(64)), num_estimators=2)
+    assert mc.fit(batches(2, shift=100)).fitted, "a warning would have been an error"
 
 
 def test_probability_moved_is_the_distance_of_total_variation():

@@ -1,6 +1,8 @@
+import csv
 import re
 import textwrap
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -41,3 +43,13 @@ def test_the_code_on_the_page_of_other_libraries_runs():
     assert found["output"].logits.shape == (4, 2, 2)
     with found["mc"].deterministic(), found["torch"].no_grad():
         assert found["mc"](**found["batches"][0]).logits.shape == (16, 2)
+
+
+def test_what_a_prediction_costs_is_what_the_census_measured():
+    with (GUIDE / "census.csv").open(encoding="utf-8", newline="") as file:
+        ratios = [float(row["ratio"]) for row in csv.DictReader(file) if row["ratio"]]
+    slower = sum(ratio < 0.95 for ratio in ratios)
+    text = " ".join((GUIDE.parent / "index.rst").read_text(encoding="utf-8").split())
+    assert f"the median of :doc:`{len(ratios)} networks" in text
+    assert f"took {median(ratios):.2f} times as long as eight estimators" in text
+    assert f"but with {slower} of them the estimators were more than 5 % slower" in text
