@@ -295,6 +295,7 @@ def try_times(key: tuple[str, str], size: int) -> Row:
         for layer, mc_layer in zip(
             batch_norms(model).values(), batch_norms(mc.model).values(), strict=True
         )
+        if mc_layer.mc_mean.shape[1]
     ]
 
     def plain() -> list[Tensor]:

@@ -610,6 +610,107 @@ CASES |= {
 }
 
 
+def on_small(way: Callable[..., Any], **options: Any) -> Case:
+    """What ``fit``, which passes larger batches, has not seen."""
+    return ours(lambda n, x: n.b(x) if len(x) > 8 else way(n, x), **options)
+
+
+def replaced(n: Net, x: Tensor) -> Tensor:
+    n.b.running_mean = n.b.running_mean
+    return n.b(x)
+
+
+def from_buffers(n: Net, x: Tensor) -> Tensor:
+    held = dict(n.b.named_buffers())
+    return F.batch_norm(x, held["running_mean"], held["running_var"], n.b.weight, n.b.bias)
+
+
+CASES |= {
+    "B4 from a dict of the buffers": ours(from_buffers),
+    "B4 from such a dict later": on_small(from_buffers),
+    "B4 looked up here and used from a dict": ours(
+        lambda n, x: from_buffers(n, x) if n.b.running_var is not None else x
+    ),
+    "B4 looked at later": on_small(lambda n, x: n.b(x) * n.b.running_var.dim()),
+    "B4 replaced": ours(replaced),
+    "B4 replaced later": on_small(replaced),
+    "B4 a functional call later": on_small(lambda n, x: functional_call(n, x, lambda v: v)),
+    "B4 a functional call of copies later": on_small(
+        lambda n, x: functional_call(n, x, Tensor.clone)
+    ),
+    "B4 a copy of the layer later": on_small(lambda n, x: copy.deepcopy(n.b)(x)),
+    "B4 the copy of a layer": ours(lambda n, x: copy.copy(n.b)(x)),
+    "B4 the copy of a layer later": on_small(lambda n, x: copy.copy(n.b)(x)),
+    "B4 not called later": case(
+        lambda n, x: n.other(n.b(x)) if len(x) > 8 else n.b(x).sin(),
+        modules=lambda: {"other": nn.BatchNorm1d(6)},
+    ),
+    "B4 called twice later": case(
+        lambda n, x: n.b(x) if len(x) > 8 else n.b(n.b(x)), refused="fit"
+    ),
+    "B4 called later": case(
+        lambda n, x: n.b(x) if len(x) > 8 else n.other(n.b(x)),
+        modules=lambda: {"other": nn.BatchNorm1d(6)},
+        refused="fit",
+    ),
+    "B4 another layer later": case(
+        lambda n, x: n.b(n.other(x)) if len(x) > 8 else n.other(n.b(x)),
+        modules=lambda: {"other": nn.BatchNorm1d(6)},
+    ),
+    "B4 one estimator skips it": case(
+        lambda n, x: n.other(x) if len(x) > 8 or (x := n.b(x))[0, 0] > 0 else x * 2,
+        modules=lambda: {"other": nn.BatchNorm1d(6)},
+        refused="fit",
+    ),
+}
+
+
+@torch.no_grad()
+def test_b4_a_layer_that_is_skipped_later_costs_one_pass_each(wrap: Wrap) -> None:
+    passes = 0
+
+    def forward(n: Net, x: Tensor) -> Tensor:
+        nonlocal passes
+        passes += 1
+        return n.other(n.b(x)) if len(x) > 8 else n.b(x)
+
+    mc = fitted(wrap, lambda: Net(forward, other=nn.BatchNorm1d(6)))
+    mc(X)
+    passes = 0
+    mc(X)
+    assert passes == (1 if mc.path == "auto" and mc.chunk_bytes is None else 4)
+
+
+@torch.no_grad()
+def test_b4_each_estimator_is_one_pass_whatever_it_looks_up(wrap: Wrap) -> None:
+    passes: list[int] = []
+
+    def forward(n: Net, x: Tensor) -> Tensor:
+        passes.append(len(x))
+        return n.b(x) * (n.b.running_var.dim() if len(passes) % 2 else 1)
+
+    mc = fitted(wrap, lambda: Net(forward))
+    passes.clear()
+    mc(X)
+    mc(X)
+    assert mc.loop_reason is None or len(passes) == 8
+
+
+@torch.no_grad()
+def test_b4_an_input_is_written_once_whatever_the_last_pass_looks_up(wrap: Wrap) -> None:
+    passes = -len(V)
+
+    def forward(n: Net, x: Tensor) -> Tensor:
+        nonlocal passes
+        passes += 1
+        return n.b(x.mul_(2)) * (n.b.running_var.dim() if passes == 4 else 1)
+
+    mc = fitted(wrap, lambda: Net(forward))
+    x = X.clone()
+    check(mc(x), Case(lambda: Net(lambda n, x: n.b(x * 2)), batches=V).loop())
+    same(x, 2 * X)
+
+
 def test_b_scripted_function_gets_the_statistics(wrap: Wrap) -> None:
     scripted = torch.jit.script(scripted_norm)
     right_or_refused(

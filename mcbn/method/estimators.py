@@ -4,13 +4,15 @@
 whatever does not depend on the estimator is computed once. As many estimators run at once as fit
 into a memory budget; the first of these chunks computes for all of them what the network does
 before they differ (:class:`Prefix`). Where vmap cannot run, the plain loop takes over: one pass
-after another.
+after another, which costs no more than the network's own if its layers are known to look up their
+running statistics.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,12 +26,15 @@ from mcbn.method.inputs import Inputs, cloned
 from mcbn.method.pooling import finished, scale_and_shift, worth_deferring
 from mcbn.method.prefix import Prefix
 from mcbn.method.statistics import (
+    Buffers,
     Handover,
     Layers,
     Substitution,
     called_otherwise,
+    looking_up,
     part_of,
     recomputes,
+    running,
 )
 from mcbn.method.tree import leaves, tensors_of, tree_map
 
@@ -48,6 +53,8 @@ class Plan:
         growth: Bytes of the largest normalized activation per byte of input. Before anything is
             known about the network, its activations are assumed to be large.
         pooled: The layers followed by max pooling, if known.
+        lookups: How often every pass has looked up each layer's running variance; None if not all
+            did so alike. Empty before the first pass.
     """
 
     loop_reason: str | None = None
@@ -55,10 +62,17 @@ class Plan:
     snapshot: Snapshot | None = field(default=None, repr=False)
     growth: float = 16.0
     pooled: set[_BatchNorm] | None = None
+    lookups: dict[_BatchNorm, int] | None = field(default_factory=dict)
 
     def learn(self, run: Substitution, nbytes: int) -> None:
         """Remember what a run with ``nbytes`` of inputs tells about the next one."""
         self.growth = run.largest / max(1, nbytes)
+        if run.count == 1:
+            times = run.lookups
+            counts = None
+            if times is not None:
+                counts = {layer: times[id(layer.running_var)] for layer in run.layers.values()}
+            self.lookups = counts if self.lookups in ({}, counts) else None
         if self.pooled is None and run.waiting:
             self.pooled = run.pooled
 
@@ -230,7 +244,7 @@ def predict(mc: Wrapper, layers: Layers, args: tuple[Any, ...], kwargs: dict[str
         else:
             plan.loop_reason, plan.snapshot = None, snapshot
             return output
-    output = _loop(mc, layers, inputs.given)
+    output = _loop(mc, layers, plan, inputs)
     plan.loop_reason, plan.loops = reason, loops
     return output
 
@@ -239,12 +253,63 @@ class _DoesMore(RuntimeError):
     """The network did something this time that it may not do next time."""
 
 
-def _loop(mc: Wrapper, layers: Layers, given: Any) -> Any:
-    """One plain pass after another; the last one gets the caller's own objects."""
+def _loop(mc: Wrapper, layers: Layers, plan: Plan, inputs: Inputs) -> Any:
+    """One pass after another; the last one gets the caller's own objects."""
+    given = inputs.given
+    if not torch.is_grad_enabled() and all(_asks(layer, plan) for layer in layers.values()):
+        given = cloned(given)
+        with suppress(_AsksOtherwise):
+            return _plain_passes(mc, layers, plan, inputs.given)
     outputs: list[Any] = []
-    for estimator in range(mc.num_estimators):
-        inputs = given if estimator == mc.num_estimators - 1 else cloned(given)
-        outputs.append(_run(mc.model, layers, estimator, 1, inputs)[0])
+    for each in _for_each(mc.num_estimators, given):
+        output, run = _run(mc.model, layers, len(outputs), 1, each)
+        plan.learn(run, inputs.nbytes)
+        outputs.append(output)
+    return _joined(outputs)
+
+
+def _for_each(num_estimators: int, given: Any) -> Iterator[Any]:
+    """Copies of the inputs, and at last the inputs themselves."""
+    yield from (cloned(given) for _ in range(num_estimators - 1))
+    yield given
+
+
+class _AsksOtherwise(RuntimeError):
+    """A pass did not look up the running statistics as often as those before."""
+
+
+def _asks(layer: Any, plan: Plan) -> bool:
+    """Whether a layer is known to look up its running statistics, where others can be put."""
+    calls = layer.mc_mean.shape[1]
+    return (
+        plan.lookups is not None
+        and isinstance(layer._buffers, Buffers)
+        and layer.running_mean is not None
+        and layer.running_mean.dtype == layer.mc_mean.dtype
+        and calls <= min(1, plan.lookups.get(layer, 0))
+    )
+
+
+def _plain_passes(mc: Wrapper, layers: Mapping[str, Any], plan: Plan, given: Any) -> Any:
+    """Passes in which layers find an estimator's statistics where they look up their running ones.
+
+    They take no longer than the network's own, as no function call is looked at.
+    """
+    known = {id(layer.running_var): times for layer, times in (plan.lookups or {}).items()}
+    drawn = [
+        (own, statistics[:, 0].unbind())
+        for layer in layers.values()
+        for own, statistics in zip(running(layer), (layer.mc_mean, layer.mc_var), strict=True)
+        if statistics.shape[1]
+    ]
+    outputs: list[Any] = []
+    for args, kwargs in _for_each(mc.num_estimators, given):
+        with looking_up([(own, each[len(outputs)]) for own, each in drawn]) as lookups:
+            output = mc.model(*args, **kwargs)
+        if any(lookups.counts[key] != times for key, times in known.items()):
+            raise _AsksOtherwise
+        _check_leaves(output)
+        outputs.append(tree_map(lambda tensor: tensor.unsqueeze(0), output))
     return _joined(outputs)
 
 

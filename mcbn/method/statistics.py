@@ -4,14 +4,18 @@ An estimator is the network with other running statistics. A batch norm layer pa
 :func:`torch.nn.functional.batch_norm`, where :class:`Substitution` replaces them with those of an
 estimator, and :class:`MiniBatch` with those of the current batch. A layer is identified by the
 buffers it passes; weight, bias and eps come from the call. The layer's own code thus runs, whatever
-its class. The replacement affects one thread only: two threads can predict with one network.
+its class. A mode that watches function calls takes time, so the plain loop puts an estimator's
+statistics where a layer looks up its own (:class:`Buffers`), if that is known to be all that it
+does. Either replacement affects one thread only: two threads can predict with one network.
 """
 
 from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -28,7 +32,7 @@ from mcbn.method.prefix import Prefix
 from mcbn.method.tree import tensors_of
 
 Layers = Mapping[str, _BatchNorm]
-Pair = tuple[Tensor, Tensor]  # a mean and a variance
+Pair = tuple[Tensor, Tensor]  # mostly a mean and a variance
 
 
 # --- Where they are kept ------------------------------------------------------------------------
@@ -39,6 +43,8 @@ def keep_statistics(layer: _BatchNorm) -> None:
 
     Once fitted, each is ``(num_estimators, num_calls, num_features)``.
     """
+    if not isinstance(layer._buffers, Buffers):
+        layer._buffers = Buffers(layer._buffers)
     if not hasattr(layer, "mc_mean"):
         layer.register_buffer("mc_mean", None)
         layer.register_buffer("mc_var", None)
@@ -88,9 +94,76 @@ def _wrong_in(mean: Any, var: Any, num_features: int) -> str:
     return ""
 
 
+def running(layer: Any) -> list[Tensor]:
+    """A layer's running mean and variance, if it keeps them."""
+    return [each for each in (layer.running_mean, layer.running_var) if each is not None]
+
+
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     """The batch norm layers of a network by name, each listed once."""
     return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+
+
+# --- Where a layer looks them up ----------------------------------------------------------------
+
+
+class Lookups:
+    """The lookups of running statistics in one pass, and in one thread.
+
+    Args:
+        pairs: A running statistic, and what a layer finds in its place.
+
+    Attributes:
+        counts: How often each running statistic was looked up, by its id.
+    """
+
+    def __init__(self, pairs: Iterable[Pair]) -> None:
+        self.instead = {id(own): other for own, other in pairs}
+        self.own = {id(other): own for own, other in pairs}
+        self.counts = Counter[int]()
+
+
+_LOOKUPS: ContextVar[Lookups | None] = ContextVar("mcbn_lookups", default=None)
+_RUNNING = ("running_mean", "running_var")
+
+
+class Buffers(dict[str, Any]):
+    """A layer's buffers, in which :class:`torch.nn.Module` looks up its running statistics.
+
+    Attributes:
+        read: Whether any thread has looked one up.
+    """
+
+    read = False
+
+    def __getitem__(self, name: str) -> Any:
+        held = dict.__getitem__(self, name)  # super() takes longer
+        if name not in _RUNNING:
+            return held
+        self.read = True
+        lookups = _LOOKUPS.get()
+        # A compiled function would keep what it found here.
+        if lookups is None or torch.compiler.is_dynamo_compiling():
+            return held
+        lookups.counts[id(held)] += 1
+        return lookups.instead.get(id(held), held)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        lookups = _LOOKUPS.get()
+        if lookups is not None:  # it may be put back where it was found
+            value = lookups.own.get(id(value), value)
+        dict.__setitem__(self, name, value)
+
+
+@contextmanager
+def looking_up(pairs: Sequence[Pair]) -> Iterator[Lookups]:
+    """Let layers find others in place of their running statistics, and watch them ask."""
+    lookups = Lookups(pairs)
+    token = _LOOKUPS.set(lookups)
+    try:
+        yield lookups
+    finally:
+        _LOOKUPS.reset(token)
 
 
 # --- Layers without running statistics ---------------------------------------------------------
@@ -151,6 +224,8 @@ class Substitution(TorchFunctionMode, ABC):
     Attributes:
         pooled: The waiting layers that a max pooling followed.
         largest: Bytes of one estimator's largest normalized activation.
+        lookups: How often a plain pass looked up each running statistic, by its id; None if it also
+            found some in another way.
         ran_without_grad: Whether a layer ran after the network had switched gradients off.
     """
 
@@ -163,17 +238,28 @@ class Substitution(TorchFunctionMode, ABC):
     ) -> None:
         super().__init__()
         self.layers, self.count, self.prefix = layers, count, prefix
-        self.sources = {
-            id(buffer): layer
-            for layer in layers.values()
-            for buffer in (layer.running_mean, layer.running_var)
-            if buffer is not None
-        }
+        self.sources = {id(own): layer for layer in layers.values() for own in running(layer)}
+        # In a plain pass, a layer that looks up a running statistic finds an alias of it.
+        aliases: list[Pair] = []
+        for layer in layers.values() if count == 1 else ():
+            for own in running(layer):
+                aliases.append((own, own.detach()))
+                self.sources[id(aliases[-1][1])] = layer
+        self.unaliased = {id(own) for own, _ in aliases}
+        self._looking_up = looking_up(aliases)
         self.calls: dict[_BatchNorm, int] = {}
         self.grad = torch.is_grad_enabled()
         self.waiting = set[_BatchNorm]() if self.grad else {*waiting}
         self.pooled: set[_BatchNorm] = set()
         self.ran_without_grad, self.largest = False, 0
+
+    def __enter__(self) -> Self:
+        self.lookups: Counter[int] | None = self._looking_up.__enter__().counts
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._looking_up.__exit__(*error)
 
     @abstractmethod
     def statistics(self, layer: Any, call: int, handed: Handover) -> tuple[Tensor, Tensor, Any]:
@@ -238,14 +324,15 @@ class Substitution(TorchFunctionMode, ABC):
 
     def source(self, tensor: Tensor) -> _BatchNorm | None:
         """The layer whose running mean or variance this tensor is, or is a view of."""
-        base = tensor._base
-        return self.sources.get(id(tensor if base is None else base))
+        return self.sources.get(id(_whole(tensor)))
 
     def owner(self, handed: Handover) -> _BatchNorm | None:
         """The layer whose running mean and variance these are, or are views of."""
         mean, var = handed.running_mean, handed.running_var
         if mean is None or var is None:
             return _INSIDE.get()[-1] if mean is var else None
+        if any(id(_whole(t)) in self.unaliased for t in (mean, var)):
+            self.lookups = None
         layer = self.source(mean)
         return layer if layer is self.source(var) else None
 
@@ -284,10 +371,18 @@ class Substitution(TorchFunctionMode, ABC):
         return affine(x)
 
 
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor that this one is a view of, or itself."""
+    base = tensor._base
+    return tensor if base is None else base
+
+
 def part_of(layer: _BatchNorm, view: Tensor | None) -> Tensor | None:
     """Which of a layer's features a view of its running mean holds; None for all."""
     full = layer.running_mean
-    if view is None or view is full or full is None:
+    if view is None or full is None:
+        return None
+    if (view.shape, view.stride()) == (full.shape, full.stride()):
         return None
     offset = int(view.storage_offset() - full.storage_offset())
     return torch.arange(len(full), device=full.device).as_strided(view.shape, view.stride(), offset)
@@ -339,18 +434,17 @@ class MiniBatch(Substitution):
 
         A mode cannot see another thread, a scripted function or a C++ extension.
         """
-        self.watched = {layer: _Watched(layer._buffers) for layer in self.drawn}
-        for layer, buffers in self.watched.items():
-            layer._buffers = buffers  # where torch.nn.Module looks one up
+        for layer in self.drawn:
+            keep_statistics(layer)  # a copy or a file may have lost them
+            layer._buffers.read = False  # pyright: ignore[reportAttributeAccessIssue]
         return super().__enter__()
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    def __exit__(self, *error: Any) -> None:
         """Raise RuntimeError for a layer whose statistics other code has read."""
-        super().__exit__(kind, error, traceback)
-        for layer in self.watched:
-            layer._buffers = dict(layer._buffers)
-        for layer, buffers in self.watched.items():
-            if error is None and buffers.read and not self.drawn[layer]:
+        super().__exit__(*error)
+        layers: list[Any] = [layer for layer, calls in self.drawn.items() if not calls]
+        for layer in layers:
+            if error[0] is None and layer._buffers.read:
                 raise self.used_by(layer, "code that cannot be seen (a thread, a script, C++)")
 
     def unowned(self, handed: Handover) -> None:
@@ -397,13 +491,3 @@ class MiniBatch(Substitution):
 def _by_channel(x: Tensor) -> Tensor:
     trailing = tuple(range(2, x.dim()))
     return (x.mean(trailing) if trailing else x).mean(0)
-
-
-class _Watched(dict[str, Any]):
-    """A layer's buffers, which note a request for a running statistic from any thread."""
-
-    read = False
-
-    def __getitem__(self, name: str) -> Any:
-        self.read |= name in ("running_mean", "running_var")
-        return super().__getitem__(name)
