@@ -666,6 +666,21 @@ CASES |= {
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("how", ["its mode", "its call", "its call later"])
+def test_b4_a_layer_that_trains_at_prediction_keeps_its_statistics(how: str, wrap: Wrap) -> None:
+    def trains(m: Any, x: Tensor) -> Tensor:
+        training = how == "its call" or (how == "its call later" and len(x) == 8) or m.training
+        return F.batch_norm(x, *stats(m), m.weight, m.bias, training, 0.1, m.eps)
+
+    mc = fitted(wrap, lambda: Net(just_b, b=Layer(trains)))
+    before = fresh((mc.model.b.mc_mean, mc.model.b.mc_var))
+    mc.model.b.training = how == "its mode"
+    for _ in range(2):
+        check(mc(X), Case(lambda: Net(just_b)).loop())
+    same((mc.model.b.mc_mean, mc.model.b.mc_var), before)
+
+
+@torch.no_grad()
 def test_b4_a_layer_that_is_skipped_later_costs_one_pass_each(wrap: Wrap) -> None:
     passes = 0
 

@@ -275,7 +275,7 @@ def _for_each(num_estimators: int, given: Any) -> Iterator[Any]:
 
 
 class _AsksOtherwise(RuntimeError):
-    """A pass did not look up the running statistics as often as those before."""
+    """A pass did not look up the running statistics as often as those before, or changed them."""
 
 
 def _asks(layer: Any, plan: Plan) -> bool:
@@ -296,20 +296,24 @@ def _plain_passes(mc: Wrapper, layers: Mapping[str, Any], plan: Plan, given: Any
     They take no longer than the network's own, as no function call is looked at.
     """
     known = {id(layer.running_var): times for layer, times in (plan.lookups or {}).items()}
-    drawn = [
-        (own, statistics[:, 0].unbind())
-        for layer in layers.values()
-        for own, statistics in zip(running(layer), (layer.mc_mean, layer.mc_var), strict=True)
-        if statistics.shape[1]
-    ]
+    own: list[Tensor] = []
+    kept: list[Tensor] = []
+    for layer in layers.values():
+        if layer.mc_mean.shape[1]:
+            own += running(layer)
+            kept += layer.mc_mean[:, 0], layer.mc_var[:, 0]
+    lent = [each.clone() for each in kept]  # a layer in training mode writes into them
     outputs: list[Any] = []
     for args, kwargs in _for_each(mc.num_estimators, given):
-        with looking_up([(own, each[len(outputs)]) for own, each in drawn]) as lookups:
+        pairs = [(o, each[len(outputs)]) for o, each in zip(own, lent, strict=True)]
+        with looking_up(pairs) as lookups:
             output = mc.model(*args, **kwargs)
         if any(lookups.counts[key] != times for key, times in known.items()):
             raise _AsksOtherwise
         _check_leaves(output)
         outputs.append(tree_map(lambda tensor: tensor.unsqueeze(0), output))
+    if not all(map(torch.equal, lent, kept)):
+        raise _AsksOtherwise
     return _joined(outputs)
 
 

@@ -225,7 +225,7 @@ class Substitution(TorchFunctionMode, ABC):
         pooled: The waiting layers that a max pooling followed.
         largest: Bytes of one estimator's largest normalized activation.
         lookups: How often a plain pass looked up each running statistic, by its id; None if it also
-            found some in another way.
+            found some in another way, or would have changed them.
         ran_without_grad: Whether a layer ran after the network had switched gradients off.
     """
 
@@ -331,7 +331,7 @@ class Substitution(TorchFunctionMode, ABC):
         mean, var = handed.running_mean, handed.running_var
         if mean is None or var is None:
             return _INSIDE.get()[-1] if mean is var else None
-        if any(id(_whole(t)) in self.unaliased for t in (mean, var)):
+        if handed.training or any(id(_whole(t)) in self.unaliased for t in (mean, var)):
             self.lookups = None
         layer = self.source(mean)
         return layer if layer is self.source(var) else None
