@@ -2458,6 +2458,45 @@ def test_h1_kept_tensors(how: str, wrap: Wrap) -> None:
     clear()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["tuple", "large number", "text", "list", "array", "none"])
+def test_h_an_equal_value_that_is_kept_is_no_reason_for_the_loop(kind: str) -> None:
+    """As a padding that each pass computes anew."""
+    values: dict[str, Callable[[int], Any]] = {
+        "tuple": lambda n: (n, n + 1),
+        "large number": lambda n: 1000 * n,
+        "text": lambda n: f"{n} examples",
+        "list": lambda n: [n, {"n": n}],
+        "array": np.arange,
+        "none": lambda n: None,
+    }
+    net = build(lambda: Net(lambda n, x: (set_to(n, kept=values[kind](x.shape[1])), n.b(x))[1]))
+    mc = MCBatchNorm(net, 4).fit(V).eval()
+    for size in 8, 8, 5:
+        check(mc(X[:size]), [each[:size] for each in Case(lambda: Net(just_b)).loop()])
+        assert mc.loop_reason is None
+    assert np.array_equal(mc.model.kept, values[kind](6))
+
+
+@torch.no_grad()
+def test_h_a_network_that_always_does_more_is_run_once_per_estimator() -> None:
+    passes: list[int] = []
+
+    def forward(n: Net, x: Tensor) -> Tensor:
+        passes.append(len(x))
+        if len(x) == 8:  # fit does not see it
+            n.kept = x * 2
+        return n.b(x)
+
+    mc = MCBatchNorm(build(lambda: Net(forward)), 4).fit(V).eval()
+    wanted = Case(lambda: Net(just_b)).loop()
+    for _ in range(3):
+        passes.clear()
+        check(mc(X), wanted)
+        assert mc.loop_reason is not None
+    assert len(passes) == 4
+
+
 def test_h_an_image_that_is_kept_in_fit_is_an_ordinary_tensor(wrap: Wrap) -> None:
     """One that still waits for a pooling could be neither copied nor saved."""
 

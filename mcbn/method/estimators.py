@@ -240,7 +240,8 @@ def predict(mc: Wrapper, layers: Layers, args: tuple[Any, ...], kwargs: dict[str
                     "with path='loop'."
                 ) from error
             # If the error is not vmap's, the loop raises it as well.
-            reason, loops = _first_sentence(error), not isinstance(error, _DoesMore)
+            reason = _first_sentence(error)
+            loops = not isinstance(error, _DoesMore) or reason == plan.loop_reason
         else:
             plan.loop_reason, plan.snapshot = None, snapshot
             return output
@@ -250,7 +251,7 @@ def predict(mc: Wrapper, layers: Layers, args: tuple[Any, ...], kwargs: dict[str
 
 
 class _DoesMore(RuntimeError):
-    """The network did something this time that it may not do next time."""
+    """The network did something that it may not do next time, unless it did so last time, too."""
 
 
 def _loop(mc: Wrapper, layers: Layers, plan: Plan, inputs: Inputs) -> Any:
