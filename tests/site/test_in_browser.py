@@ -128,7 +128,7 @@ ICONS = """async () => {
 }"""
 
 
-@pytest.mark.parametrize("name", ["index.html", "auto_tutorials/index.html", "search.html"])
+@pytest.mark.parametrize("name", ["index.html", "draw_a_digit.html", "guide/which_method.html"])
 def test_icons_come_with_the_stylesheet(tab, server: str, name: str) -> None:
     asked = []
     tab.on("request", listener := lambda request: asked.append(request.url))
