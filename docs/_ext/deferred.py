@@ -1,6 +1,6 @@
 """What can wait until the page has been drawn: scripts, and the thumbnails of tutorials.
 
-The template ``layout.html`` does the same for the scripts that the theme writes itself.
+The templates ``layout.html`` and ``static/webpack-macros.html`` leave out what no page needs.
 """
 
 from __future__ import annotations

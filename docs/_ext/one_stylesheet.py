@@ -2,17 +2,24 @@
 
 A page of the theme asks for eight, one after another, before anything is drawn; nine tenths of the
 largest are for parts that this site does not have. They are joined when the site has been built.
+Its icons are a few of a font's two thousand, and stand in the stylesheet themselves.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fontTools.subset import Subsetter
+from fontTools.ttLib import TTFont
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -22,6 +29,8 @@ OPTIONS = re.compile(r'<script src="[^"]*documentation_options\.js[^"]*"></scrip
 PURGED = ("pydata-sphinx-theme.css", "sphinx-design.min.css")
 COMMENT = re.compile(r"/\*.*?\*/", flags=re.S)
 URL = re.compile(r"""url\(\s*["']?(?!data:|#|https?:)([^)"']+)["']?\s*\)""")
+ICONS = re.compile(r'url\("([^"]+/fa-solid-900\.woff2)"\)')
+ESCAPE = re.compile(r"\\([0-9a-f]{4})\b")
 IMPORT = re.compile(r"""@import\s+(?:url\()?["']([^"']+)["']\)?;""")
 
 
@@ -79,6 +88,21 @@ def read(sheet: Path, static: Path, words: set[str]) -> str:
     return purge(css, words) if sheet.name in PURGED else css
 
 
+def with_icons(css: str, static: Path) -> str:
+    """The stylesheet with the icons that it names, instead of the address of their whole font."""
+    characters = ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), css)
+
+    def embedded(match: re.Match[str]) -> str:
+        font, file = TTFont(static / match[1], recalcTimestamp=False), BytesIO()
+        subsetter = Subsetter()
+        subsetter.populate(text=re.sub("[^\ue000-\uf8ff]", "", characters))  # private use
+        subsetter.subset(font)
+        font.save(file)  # compressed as the whole one is
+        return f'url("data:font/woff2;base64,{base64.b64encode(file.getvalue()).decode()}")'
+
+    return ICONS.sub(embedded, css)
+
+
 def join(app: Sphinx, error: Exception | None) -> None:
     if error or app.builder.name != "html":
         return
@@ -94,6 +118,7 @@ def join(app: Sphinx, error: Exception | None) -> None:
     @cache
     def written(sheets: tuple[str, ...]) -> str:
         css = "\n".join(read(static / sheet, static, words) for sheet in sheets)
+        css = with_icons(css, static)
         name = f"site-{hashlib.sha256(' '.join(sheets).encode()).hexdigest()[:8]}.css"
         (static / name).write_text(css, encoding="utf-8")
         return f"{name}?v={hashlib.sha256(css.encode()).hexdigest()[:8]}"
@@ -118,5 +143,6 @@ def join(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # else a line for each of its tables
     app.connect("build-finished", join, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

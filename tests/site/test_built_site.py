@@ -99,6 +99,16 @@ def test_nothing_is_loaded_from_elsewhere(parse, page: str) -> None:
     assert not elsewhere
 
 
+def test_only_the_search_page_loads_the_search(parse, page: str) -> None:
+    asked = [tag["src"] for tag in parse(page).find_all("script", src=True)]
+    asked += [tag["href"] for tag in parse(page).select("link[rel=preload]")]
+    names = {PurePosixPath(urlsplit(url).path).name for url in asked}
+    search = {"searchtools.js", "language_data.js", "searchindex.js"}
+    assert names & search == (search if page == "search.html" else set())
+    assert "doctools.js" in names
+    assert "fontawesome.js" not in names  # 22 kB, for icons that the site has not
+
+
 def test_stylesheets_load_nothing_from_elsewhere(site: Path) -> None:
     sheets = list(site.rglob("*.css"))
     assert sheets

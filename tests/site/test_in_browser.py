@@ -103,6 +103,44 @@ def test_one_stylesheet_does_what_all_did(tab, server: str, name: str) -> None:
     assert tab.evaluate(RESTYLED) == []
 
 
+# How many icons the page has, and those of them that look otherwise than in their whole font.
+ICONS = """async () => {
+    const fonts = `${document.documentElement.dataset.content_root}_static/vendor/fontawesome/`;
+    const source = `url(${fonts}webfonts/fa-solid-900.woff2)`;
+    document.fonts.add(await new FontFace("whole", source, { weight: 900 }).load());
+    await document.fonts.ready;
+    const drawn = (icon, font) => {
+        const context = document.createElement("canvas").getContext("2d");
+        context.font = `900 40px ${font}`;
+        context.fillText(icon, 10, 50);
+        return context.canvas.toDataURL();
+    };
+    const icons = new Map();
+    for (const element of document.body.querySelectorAll("*"))
+        for (const side of ["::before", "::after"]) {
+            const style = getComputedStyle(element, side);
+            const icon = style.content.match(/[\\ue000-\\uf8ff]/)?.[0];
+            if (icon) icons.set(icon, style.fontFamily);
+        }
+    return [icons.size, [...icons].filter(([icon, font]) =>
+        drawn(icon, font) !== drawn(icon, "whole")
+    ).map(([icon]) => icon.codePointAt().toString(16))];
+}"""
+
+
+@pytest.mark.parametrize("name", ["index.html", "draw_a_digit.html", "guide/which_method.html"])
+def test_icons_come_with_the_stylesheet(tab, server: str, name: str) -> None:
+    asked = []
+    tab.on("request", listener := lambda request: asked.append(request.url))
+    visit(tab, server + name)
+    tab.evaluate("document.fonts.ready")
+    tab.remove_listener("request", listener)
+    assert not [url for url in asked if url.startswith(server) and ".woff" in url]
+    count, different = tab.evaluate(ICONS)
+    assert count > 5
+    assert not different
+
+
 FOCUSED = """() => {
     const element = document.activeElement;
     // The theme draws a summary as a box of no size with its arrow in it.
