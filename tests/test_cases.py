@@ -629,7 +629,7 @@ CASES |= {
     "B4 from a dict of the buffers": ours(from_buffers),
     "B4 from such a dict later": on_small(from_buffers),
     "B4 looked up here and used from a dict": ours(
-        lambda n, x: from_buffers(n, x) if n.b.running_var is not None else x
+        lambda n, x: from_buffers(n, x) if None not in stats(n.b) else x
     ),
     "B4 looked at later": on_small(lambda n, x: n.b(x) * n.b.running_var.dim()),
     "B4 replaced": ours(replaced),
@@ -641,6 +641,22 @@ CASES |= {
     "B4 a copy of the layer later": on_small(lambda n, x: copy.deepcopy(n.b)(x)),
     "B4 the copy of a layer": ours(lambda n, x: copy.copy(n.b)(x)),
     "B4 the copy of a layer later": on_small(lambda n, x: copy.copy(n.b)(x)),
+    "B4 looked at between two calls": case(
+        lambda n, x: n.b(n.b(x) * n.b.running_mean.dim() * n.b.running_var.dim())
+    ),
+    "B4 looked at after two calls": case(
+        lambda n, x: (n.b(n.b(x)), n.b.running_mean.dim(), n.b.running_var.dim())[0]
+    ),
+    "B4 one half, then all": Case(
+        lambda: Net(
+            lambda n, x: n.b(torch.cat([n.b(x[:, :3]), x[:, 3:]], 1)),
+            b=Layer(
+                lambda m, x: F.batch_norm(
+                    x, *(s[: x.shape[1]] if x.shape[1] < 6 else s for s in stats(m))
+                )
+            ),
+        ),
+    ),
     "B4 not called later": case(
         lambda n, x: n.other(n.b(x)) if len(x) > 8 else n.b(x).sin(),
         modules=lambda: {"other": nn.BatchNorm1d(6)},

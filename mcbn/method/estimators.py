@@ -53,8 +53,8 @@ class Plan:
         growth: Bytes of the largest normalized activation per byte of input. Before anything is
             known about the network, its activations are assumed to be large.
         pooled: The layers followed by max pooling, if known.
-        lookups: How often every pass has looked up each layer's running variance; None if not all
-            did so alike. Empty before the first pass.
+        lookups: How often every call of a layer has looked up its running mean and variance; None
+            if not all passes did so alike. Empty before the first pass.
     """
 
     loop_reason: str | None = None
@@ -62,17 +62,14 @@ class Plan:
     snapshot: Snapshot | None = field(default=None, repr=False)
     growth: float = 16.0
     pooled: set[_BatchNorm] | None = None
-    lookups: dict[_BatchNorm, int] | None = field(default_factory=dict)
+    lookups: dict[_BatchNorm, list[int]] | None = field(default_factory=dict)
 
     def learn(self, run: Substitution, nbytes: int) -> None:
         """Remember what a run with ``nbytes`` of inputs tells about the next one."""
         self.growth = run.largest / max(1, nbytes)
         if run.count == 1:
-            times = run.lookups
-            counts = None
-            if times is not None:
-                counts = {layer: times[id(layer.running_var)] for layer in run.layers.values()}
-            self.lookups = counts if self.lookups in ({}, counts) else None
+            known = run.regular and self.lookups in ({}, run.lookups)
+            self.lookups = run.lookups if known else None
         if self.pooled is None and run.waiting:
             self.pooled = run.pooled
 
@@ -287,33 +284,52 @@ def _asks(layer: Any, plan: Plan) -> bool:
         and isinstance(layer._buffers, Buffers)
         and layer.running_mean is not None
         and layer.running_mean.dtype == layer.mc_mean.dtype
-        and calls <= min(1, plan.lookups.get(layer, 0))
+        and (calls == 0 or 0 not in plan.lookups.get(layer, [0]))
     )
+
+
+class _Loan:
+    """A layer's means, or its variances, for the passes of the loop.
+
+    Args:
+        own: The running statistic in whose place they are found.
+        kept: ``(num_estimators, num_calls, num_features)``.
+        times: How often a call looks up the running statistic.
+    """
+
+    def __init__(self, own: Tensor, kept: Tensor, times: int) -> None:
+        self.own, self.kept, self.times, self.calls = own, kept, times, kept.shape[1]
+        self.lent = kept.clone()  # a layer in training mode would write into the original
+        self.rows = self.lent.flatten(0, 1).unbind()
+
+    def found(self, estimator: int) -> tuple[Tensor, list[Tensor]]:
+        """The running statistic, and what is found at each lookup."""
+        rows = self.rows[estimator * self.calls :][: self.calls]
+        return self.own, [row for row in rows for _ in range(self.times)] or [self.own]
 
 
 def _plain_passes(mc: Wrapper, layers: Mapping[str, Any], plan: Plan, given: Any) -> Any:
     """Passes in which layers find an estimator's statistics where they look up their running ones.
 
-    They take no longer than the network's own, as no function call is looked at.
+    They take no longer than the network's own, as no function call is watched.
     """
-    known = {id(layer.running_var): times for layer, times in (plan.lookups or {}).items()}
-    own: list[Tensor] = []
-    kept: list[Tensor] = []
-    for layer in layers.values():
-        if layer.mc_mean.shape[1]:
-            own += running(layer)
-            kept += layer.mc_mean[:, 0], layer.mc_var[:, 0]
-    lent = [each.clone() for each in kept]  # a layer in training mode writes into them
+    lookups = plan.lookups or {}
+    loans = [
+        _Loan(own, kept, times)
+        for layer in layers.values()
+        for own, kept, times in zip(
+            running(layer), (layer.mc_mean, layer.mc_var), lookups.get(layer, (0, 0)), strict=True
+        )
+    ]
     outputs: list[Any] = []
     for args, kwargs in _for_each(mc.num_estimators, given):
-        pairs = [(o, each[len(outputs)]) for o, each in zip(own, lent, strict=True)]
-        with looking_up(pairs) as lookups:
+        with looking_up([loan.found(len(outputs)) for loan in loans]) as counts:
             output = mc.model(*args, **kwargs)
-        if any(lookups.counts[key] != times for key, times in known.items()):
+        if any(counts[id(loan.own)] != loan.times * loan.calls for loan in loans):
             raise _AsksOtherwise
         _check_leaves(output)
         outputs.append(tree_map(lambda tensor: tensor.unsqueeze(0), output))
-    if not all(map(torch.equal, lent, kept)):
+    if not all(torch.equal(loan.lent, loan.kept) for loan in loans):
         raise _AsksOtherwise
     return _joined(outputs)
 

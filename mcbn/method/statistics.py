@@ -107,19 +107,23 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 # --- Where a layer looks them up ----------------------------------------------------------------
 
 
+Found = tuple[Tensor, Sequence[Tensor]]
+
+
 class Lookups:
     """The lookups of running statistics in one pass, and in one thread.
 
     Args:
-        pairs: A running statistic, and what a layer finds in its place.
+        found: A running statistic, and what its layer finds in its place: one at each lookup, and
+            the last one from then on.
 
     Attributes:
         counts: How often each running statistic was looked up, by its id.
     """
 
-    def __init__(self, pairs: Iterable[Pair]) -> None:
-        self.instead = {id(own): other for own, other in pairs}
-        self.own = {id(other): own for own, other in pairs}
+    def __init__(self, found: Sequence[Found]) -> None:
+        self.instead = {id(own): others for own, others in found}
+        self.own = {id(other): own for own, others in found for other in others}
         self.counts = Counter[int]()
 
 
@@ -145,8 +149,10 @@ class Buffers(dict[str, Any]):
         # A compiled function would keep what it found here.
         if lookups is None or torch.compiler.is_dynamo_compiling():
             return held
-        lookups.counts[id(held)] += 1
-        return lookups.instead.get(id(held), held)
+        number = lookups.counts[id(held)]
+        lookups.counts[id(held)] = number + 1
+        others = lookups.instead.get(id(held))
+        return held if others is None else others[min(number, len(others) - 1)]
 
     def __setitem__(self, name: str, value: Any) -> None:
         lookups = _LOOKUPS.get()
@@ -156,12 +162,12 @@ class Buffers(dict[str, Any]):
 
 
 @contextmanager
-def looking_up(pairs: Sequence[Pair]) -> Iterator[Lookups]:
-    """Let layers find others in place of their running statistics, and watch them ask."""
-    lookups = Lookups(pairs)
+def looking_up(found: Sequence[Found]) -> Iterator[Counter[int]]:
+    """Let layers find others in place of their running statistics, and count their lookups."""
+    lookups = Lookups(found)
     token = _LOOKUPS.set(lookups)
     try:
-        yield lookups
+        yield lookups.counts
     finally:
         _LOOKUPS.reset(token)
 
@@ -224,8 +230,9 @@ class Substitution(TorchFunctionMode, ABC):
     Attributes:
         pooled: The waiting layers that a max pooling followed.
         largest: Bytes of one estimator's largest normalized activation.
-        lookups: How often a plain pass looked up each running statistic, by its id; None if it also
-            found some in another way, or would have changed them.
+        lookups: How often a call of a layer looked up its running mean and its running variance.
+        regular: Whether all calls of a plain pass did so alike, and neither found them in another
+            way nor would have changed them.
         ran_without_grad: Whether a layer ran after the network had switched gradients off.
     """
 
@@ -238,15 +245,19 @@ class Substitution(TorchFunctionMode, ABC):
     ) -> None:
         super().__init__()
         self.layers, self.count, self.prefix = layers, count, prefix
-        self.sources = {id(own): layer for layer in layers.values() for own in running(layer)}
+        self.own = {layer: running(layer) for layer in layers.values()}
+        self.sources = {id(each): layer for layer, own in self.own.items() for each in own}
         # In a plain pass, a layer that looks up a running statistic finds an alias of it.
-        aliases: list[Pair] = []
-        for layer in layers.values() if count == 1 else ():
-            for own in running(layer):
-                aliases.append((own, own.detach()))
-                self.sources[id(aliases[-1][1])] = layer
-        self.unaliased = {id(own) for own, _ in aliases}
+        self.regular = count == 1
+        aliases: list[Found] = []
+        for layer, own in self.own.items() if count == 1 else ():
+            for each in own:
+                alias = each.detach()
+                aliases.append((each, [alias]))
+                self.sources[id(alias)] = layer
+        self.unaliased = {id(each) for each, _ in aliases}
         self._looking_up = looking_up(aliases)
+        self.lookups: dict[_BatchNorm, list[int]] = {}
         self.calls: dict[_BatchNorm, int] = {}
         self.grad = torch.is_grad_enabled()
         self.waiting = set[_BatchNorm]() if self.grad else {*waiting}
@@ -254,12 +265,19 @@ class Substitution(TorchFunctionMode, ABC):
         self.ran_without_grad, self.largest = False, 0
 
     def __enter__(self) -> Self:
-        self.lookups: Counter[int] | None = self._looking_up.__enter__().counts
+        self._counts = self._looking_up.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._looking_up.__exit__(*error)
+        for layer, calls in self.calls.items():
+            self._note_lookups(layer, calls)
+
+    def _note_lookups(self, layer: _BatchNorm, calls: int) -> None:
+        counts = [self._counts[id(own)] for own in self.own[layer]]
+        first = self.lookups.setdefault(layer, counts)
+        self.regular &= counts == [calls * each for each in first]
 
     @abstractmethod
     def statistics(self, layer: Any, call: int, handed: Handover) -> tuple[Tensor, Tensor, Any]:
@@ -332,7 +350,7 @@ class Substitution(TorchFunctionMode, ABC):
         if mean is None or var is None:
             return _INSIDE.get()[-1] if mean is var else None
         if handed.training or any(id(_whole(t)) in self.unaliased for t in (mean, var)):
-            self.lookups = None
+            self.regular = False
         layer = self.source(mean)
         return layer if layer is self.source(var) else None
 
@@ -358,6 +376,7 @@ class Substitution(TorchFunctionMode, ABC):
             )
         call = self.calls.get(layer, 0)
         self.calls[layer] = call + 1
+        self._note_lookups(layer, call + 1)
         if self.grad:
             self.ran_without_grad |= not torch.is_grad_enabled()
             check_not_checkpointed()
@@ -379,7 +398,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def part_of(layer: _BatchNorm, view: Tensor | None) -> Tensor | None:
     """Which of a layer's features a view of its running mean holds; None for all."""
-    full = layer.running_mean
+    full = layer._buffers.get("running_mean")  # no lookup of the network's
     if view is None or full is None:
         return None
     if (view.shape, view.stride()) == (full.shape, full.stride()):
@@ -480,7 +499,7 @@ class MiniBatch(Substitution):
         if part is None:
             self.drawn[layer].append((mean, var))
         else:  # the other features keep their trained statistics
-            trained = layer.running_mean.to(mean.dtype), layer.running_var.to(var.dtype)
+            trained = [each.to(mean.dtype) for each in self.own[layer]]
             new_mean, new_var = (
                 old.index_copy(0, part, new) for old, new in zip(trained, (mean, var), strict=True)
             )
