@@ -147,7 +147,7 @@ def flat(tree: Any, path: str = "output") -> list[tuple[str, Any]]:
     return [(path, type(tree)), *inner]
 
 
-def same(got: Any, wanted: Any, pick: Callable[[Tensor], Tensor] = lambda t: t) -> None:
+def assert_same(got: Any, wanted: Any, pick: Callable[[Tensor], Tensor] = lambda t: t) -> None:
     """Equal trees; ``pick`` takes one estimator from a tensor of ``got``."""
     ours, theirs = flat(got), flat(wanted)
     assert [path for path, _ in ours] == [path for path, _ in theirs]
@@ -161,16 +161,16 @@ def same(got: Any, wanted: Any, pick: Callable[[Tensor], Tensor] = lambda t: t) 
             assert value == other, f"{path} is {value!r}, not {other!r}"
 
 
-def check(got: Any, wanted: list[Any]) -> None:
+def assert_estimators(got: Any, wanted: list[Any]) -> None:
     """``got`` has every tensor of ``wanted[s]`` at ``[s]``, and everything else is the same."""
     for path, value in flat(got):
         if isinstance(value, Tensor):
             assert len(value) == len(wanted), f"{path}: {tuple(value.shape)}"
     for s, each in enumerate(wanted):
-        same(got, each, lambda t, s=s: t[s])
+        assert_same(got, each, lambda t, s=s: t[s])
 
 
-def in_words(error: BaseException, pattern: str) -> None:
+def assert_in_words(error: BaseException, pattern: str) -> None:
     text = "\n".join([str(error), *getattr(error, "__notes__", ())])
     assert re.search(pattern, text), f"{type(error).__name__}: {text}"
 
@@ -692,8 +692,8 @@ def test_b4_a_layer_that_trains_at_prediction_keeps_its_statistics(how: str, wra
     before = fresh((mc.model.b.mc_mean, mc.model.b.mc_var))
     mc.model.b.training = how == "its mode"
     for _ in range(2):
-        check(mc(X), Case(lambda: Net(just_b)).loop())
-    same((mc.model.b.mc_mean, mc.model.b.mc_var), before)
+        assert_estimators(mc(X), Case(lambda: Net(just_b)).loop())
+    assert_same((mc.model.b.mc_mean, mc.model.b.mc_var), before)
 
 
 @torch.no_grad()
@@ -738,13 +738,13 @@ def test_b4_an_input_is_written_once_whatever_the_last_pass_looks_up(wrap: Wrap)
 
     mc = fitted(wrap, lambda: Net(forward))
     x = X.clone()
-    check(mc(x), Case(lambda: Net(lambda n, x: n.b(x * 2)), batches=V).loop())
-    same(x, 2 * X)
+    assert_estimators(mc(x), Case(lambda: Net(lambda n, x: n.b(x * 2)), batches=V).loop())
+    assert_same(x, 2 * X)
 
 
 def test_b_scripted_function_gets_the_statistics(wrap: Wrap) -> None:
     scripted = torch.jit.script(scripted_norm)
-    right_or_refused(
+    assert_right_or_refused(
         Case(
             lambda: Net(lambda n, x: scripted(x, *stats(n.b))),
             plain=lambda: Net(just_b, b=Layer(lambda m, x: scripted_norm(x, *stats(m)))),
@@ -761,7 +761,7 @@ def test_b_refusal_names_the_layer_in_full(name: str, wrap: Wrap) -> None:
         net: nn.Module = Net(lambda n, x: n.b(x), b=Net(just_b, b=own))
     else:
         net = nn.Sequential(OrderedDict(deep=nn.Sequential(nn.Sequential(OrderedDict(norm=own)))))
-    right_or_refused(Case(lambda: copy.deepcopy(net), refused=re.escape(f"'{name}'")), wrap)
+    assert_right_or_refused(Case(lambda: copy.deepcopy(net), refused=re.escape(f"'{name}'")), wrap)
 
 
 # --- C: outputs ----------------------------------------------------------------------------------
@@ -968,7 +968,7 @@ def test_c_output_without_tensors_is_refused(name: str, wrap: Wrap) -> None:
     for _ in range(2):
         with pytest.raises((TypeError, ValueError), match=rf"\b{kind}\b") as error, torch.no_grad():
             mc(X)
-        in_words(error.value, "[Tt]ensor")
+        assert_in_words(error.value, "[Tt]ensor")
 
 
 # --- D: a prediction under other conditions than fit's -------------------------------------------
@@ -1434,7 +1434,7 @@ def test_d_more_calls_than_fit_saw_is_refused(wrap: Wrap) -> None:
             mc.model.function = lambda n, a, b: n.encoder(a) + n.encoder(b) + n.encoder(a)
         with pytest.raises(RuntimeError, match=r"3 times|7 times") as error:
             called(mc, call)
-        in_words(error.value, "fit")
+        assert_in_words(error.value, "fit")
 
 
 # D7 --------------------------------------------------------------------------------------------
@@ -1492,7 +1492,7 @@ def test_d7_network_that_writes_into_its_input(name: str, wrap: Wrap) -> None:
         x = X.clone()
         with torch.no_grad():
             got = mc(x)
-        check(got, [output for output, _ in results])
+        assert_estimators(got, [output for output, _ in results])
         assert any(torch.allclose(x, left, 1e-10, 1e-10) for _, left in results)
 
 
@@ -1516,9 +1516,9 @@ def test_d7_network_that_writes_from_the_third_prediction_on(name: str, wrap: Wr
         try:
             got = mc(x, True)
         except REFUSALS as error:
-            in_words(error, "path='loop'")
+            assert_in_words(error, "path='loop'")
             return
-    check(got, wanted)
+    assert_estimators(got, wanted)
     assert any(torch.allclose(x, each, 1e-10, 1e-10) for each in left)
 
 
@@ -1577,10 +1577,10 @@ def test_d7_inputs_that_share_memory_or_change(name: str, wrap: Wrap) -> None:
     except REFUSALS as error:  # of what only its own class can copy
         if not re.search("object|attribute|namespace", name):
             raise
-        in_words(error, "Holder|SimpleNamespace|without a tensor")
+        assert_in_words(error, "Holder|SimpleNamespace|without a tensor")
         return
     for output in outputs:
-        check(output, wanted)
+        assert_estimators(output, wanted)
 
 
 # --- E: gradients --------------------------------------------------------------------------------
@@ -1822,11 +1822,11 @@ def test_gradients(name: str, wrap: Wrap) -> None:
     except REFUSALS as error:
         if this.refused is None:
             raise
-        in_words(error, this.refused)
+        assert_in_words(error, this.refused)
         return
-    check(got, wanted)
+    assert_estimators(got, wanted)
     found = {"input": y.grad} | {name: p.grad for name, p in mc.model.named_parameters()}
-    same(found, expected)
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -1842,7 +1842,7 @@ def test_e_second_derivatives(function: Callable[..., Any], wrap: Wrap) -> None:
     for output, z in ((torch.stack(wanted), x), (mc(y), y)):
         (gradient,) = torch.autograd.grad(output.square().sum(), z, create_graph=True)
         results.append(torch.autograd.grad(gradient.square().sum(), z)[0])
-    same(results[1], results[0])
+    assert_same(results[1], results[0])
 
 
 @pytest.mark.parametrize("transform", ["jacobian", "jacrev", "grad", "jvp", "hessian", "vmap"])
@@ -1868,9 +1868,9 @@ def test_e_transforms_around_the_wrapper(transform: str, wrap: Wrap) -> None:
     try:
         got = apply(mc)
     except REFUSALS as error:
-        in_words(error, SWAPPED + "|vmap|transform")
+        assert_in_words(error, SWAPPED + "|vmap|transform")
         return
-    same(got, wanted)
+    assert_same(got, wanted)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -1881,7 +1881,7 @@ def test_e2_checkpoint_around_the_wrapper(reentrant: bool, wrap: Wrap) -> None:
     for each in estimators(net, draw(net, V)):
         each(x).square().sum().backward()
     checkpoint(mc, y, use_reentrant=reentrant).square().sum().backward()
-    same(y.grad, x.grad)
+    assert_same(y.grad, x.grad)
 
 
 @pytest.mark.parametrize("on", ["after", "b"])
@@ -1920,12 +1920,12 @@ def test_e_modes(mode: str, wrap: Wrap) -> None:
         mc = fitted(wrap, lambda: Net(function))
         x = X.clone()
         if mode != "inputs of inference_mode":
-            check(mc(x), wanted)
-            check(mc(X.clone()), wanted)
+            assert_estimators(mc(x), wanted)
+            assert_estimators(mc(X.clone()), wanted)
             return
     mc = fitted(wrap, lambda: Net(lambda n, x: n.b(x) + 2 * x))
     with torch.no_grad():
-        check(mc(x), Case(lambda: Net(lambda n, x: n.b(x) + 2 * x)).loop())
+        assert_estimators(mc(x), Case(lambda: Net(lambda n, x: n.b(x) + 2 * x)).loop())
 
 
 def test_e_gradients_after_a_fit_in_inference_mode(wrap: Wrap) -> None:
@@ -1938,7 +1938,7 @@ def test_e_gradients_after_a_fit_in_inference_mode(wrap: Wrap) -> None:
     y = X.clone().requires_grad_()
     for each in estimators(net, draw(net, V)):
         each(y).sum().backward()
-    same(x.grad, y.grad)
+    assert_same(x.grad, y.grad)
 
 
 @pytest.mark.parametrize("where", ["around", "inside"])
@@ -2122,7 +2122,7 @@ def test_f5_object_is_moved_by_its_own_to(wrap: Wrap) -> None:
     try:
         mc.fit([Moves(*vars(graph(v)).values()) for v in V], input_fn=lambda batch: batch)
     except REFUSALS as error:
-        in_words(error, "(?i)Moves.*(wrap|tensor|module)")
+        assert_in_words(error, "(?i)Moves.*(wrap|tensor|module)")
         return
     assert len(moved) == 4
 
@@ -2183,7 +2183,7 @@ def test_f4_output_whose_structure_depends_on_the_estimator(name: str, wrap: Wra
     mc = fitted(wrap, lambda: Net(lambda n, x: STRUCTURES[name](n, n.b(x))))
     with pytest.raises((ValueError, TypeError), match=r"(?i)estimator") as error, torch.no_grad():
         mc(X)
-    in_words(error.value, "(?i)output|same|structure")
+    assert_in_words(error.value, "(?i)output|same|structure")
 
 
 @pytest.mark.parametrize("name", ["fasterrcnn", "ssdlite"])
@@ -2202,8 +2202,8 @@ def test_f2_detection(name: str) -> None:
     mc = MCBatchNorm(randomize(net), 2).fit(pictures, input_fn=lambda batch: (batch,)).eval()
     with pytest.raises(ValueError, match="boxes") as error, torch.no_grad():
         mc(pictures[0])
-    in_words(error.value, r"\b\d+\b.*\b\d+\b")
-    in_words(error.value, "(?i)backbone|wrap|part")
+    assert_in_words(error.value, r"\b\d+\b.*\b\d+\b")
+    assert_in_words(error.value, "(?i)backbone|wrap|part")
 
 
 # --- G: inputs -----------------------------------------------------------------------------------
@@ -2325,7 +2325,7 @@ CASES |= {
 @pytest.mark.parametrize("make", [Looks, Frozen, Pair, lambda x: Slots(y=x), lambda x: {"x": x}])
 def test_g1_input_is_the_first_part_of_a_batch(make: Callable[[Tensor], Any], wrap: Wrap) -> None:
     mc = wrap(build(plain_b)).fit([make(v) for v in V]).eval()
-    check(mc(X), Case(plain_b).loop())
+    assert_estimators(mc(X), Case(plain_b).loop())
 
 
 def test_g_input_that_cannot_be_copied(wrap: Wrap) -> None:
@@ -2465,11 +2465,11 @@ def test_h1_kept_tensors(how: str, wrap: Wrap) -> None:
     clear()
     mc = fitted(wrap, lambda: Keeps(how))
     saved(mc)
-    same(mc.model.state(), states[0])
+    assert_same(mc.model.state(), states[0])
     for i in range(2):
         with torch.no_grad():
-            check(mc(X), wanted[i])
-        same(mc.model.state(), states[i + 1])
+            assert_estimators(mc(X), wanted[i])
+        assert_same(mc.model.state(), states[i + 1])
         saved(mc)
     clear()
 
@@ -2489,7 +2489,7 @@ def test_h_an_equal_value_that_is_kept_is_no_reason_for_the_loop(kind: str) -> N
     net = build(lambda: Net(lambda n, x: (set_to(n, kept=values[kind](x.shape[1])), n.b(x))[1]))
     mc = MCBatchNorm(net, 4).fit(V).eval()
     for size in 8, 8, 5:
-        check(mc(X[:size]), [each[:size] for each in Case(lambda: Net(just_b)).loop()])
+        assert_estimators(mc(X[:size]), [each[:size] for each in Case(lambda: Net(just_b)).loop()])
         assert mc.loop_reason is None
     assert np.array_equal(mc.model.kept, values[kind](6))
 
@@ -2508,7 +2508,7 @@ def test_h_a_network_that_always_does_more_is_run_once_per_estimator() -> None:
     wanted = Case(lambda: Net(just_b)).loop()
     for _ in range(3):
         passes.clear()
-        check(mc(X), wanted)
+        assert_estimators(mc(X), wanted)
         assert mc.loop_reason is not None
     assert len(passes) == 4
 
@@ -2524,7 +2524,7 @@ def test_h_an_image_that_is_kept_in_fit_is_an_ordinary_tensor(wrap: Wrap) -> Non
     net = build(lambda: Net(just_b, b=nn.BatchNorm2d(6)))
     *_, last = estimators(net, draw(net, list(BIG)))
     assert type(mc.model.kept) is Tensor
-    same(mc.model.kept, last(BIG[-1]).detach())
+    assert_same(mc.model.kept, last(BIG[-1]).detach())
 
 
 def saved(mc: MCBatchNorm) -> None:
@@ -2534,7 +2534,7 @@ def saved(mc: MCBatchNorm) -> None:
     file.seek(0)
     copies = copy.deepcopy(mc), pickle.loads(pickle.dumps(mc)), torch.load(file, weights_only=False)
     for each in copies:
-        same(each.state_dict(), mc.state_dict())
+        assert_same(each.state_dict(), mc.state_dict())
         kept = FEATURES[:], Keeps.shared
         with torch.no_grad():
             assert each(X).shape == (4, 8, 6)  # not equal: it goes on from what it keeps
@@ -2559,7 +2559,7 @@ def test_h_kept_with_gradients(how: str, wrap: Wrap) -> None:
     mc(y)
     last = [v for _, v in flat(mc.model.state()) if isinstance(v, Tensor) and v.requires_grad]
     (got,) = torch.autograd.grad(sum(v.square().sum() for v in last), y)
-    same(got, wanted)
+    assert_same(got, wanted)
     clear()
 
 
@@ -2595,8 +2595,8 @@ def test_h_hooks_that_collect(name: str, wrap: Wrap) -> None:
     HOOKS[name](mc.model, got)
     with torch.no_grad():
         outputs = [each(X) for each in estimators(net, drawn)]
-        check(mc(X), outputs)
-    same(got, wanted)
+        assert_estimators(mc(X), outputs)
+    assert_same(got, wanted)
 
 
 def test_h_hook_before_the_layer(wrap: Wrap) -> None:
@@ -2609,7 +2609,7 @@ def test_h_hook_before_the_layer(wrap: Wrap) -> None:
         wanted = build(lambda: Net(lambda n, x: n.linear(x), **with_linear()))(X)
     assert len(seen) in (1, 4)
     for each in seen:
-        same(each, wanted)
+        assert_same(each, wanted)
 
 
 CASES |= {
@@ -2641,8 +2641,8 @@ def test_h_hook_on_every_module(wrap: Wrap) -> None:
     finally:
         handle.remove()
     wanted = Case(lambda: hooked(lambda n: None)).loop()
-    check(got, wanted)
-    same(seen, [output - X for output in wanted])
+    assert_estimators(got, wanted)
+    assert_same(seen, [output - X for output in wanted])
 
 
 # --- L: numbers, and what is around a network ----------------------------------------------------
@@ -2732,7 +2732,9 @@ class Picked(nn.Module):
 
 @pytest.mark.parametrize("name", AROUND)
 def test_l3_what_else_is_around_a_network(name: str, wrap: Wrap) -> None:
-    check(wrap(AROUND[name](build(sequential)).eval()).fit(V).eval()(X), Case(sequential).loop())
+    assert_estimators(
+        wrap(AROUND[name](build(sequential)).eval()).fit(V).eval()(X), Case(sequential).loop()
+    )
 
 
 class Positive(nn.Module):
@@ -2783,15 +2785,15 @@ def test_l5_reparametrized(name: str, wrap: Wrap) -> None:
     try:
         mc = wrap(make())
     except REFUSALS as error:
-        in_words(error, "no_grad")
+        assert_in_words(error, "no_grad")
         return
     mc.fit(V).eval()
     for _ in range(2):
-        check(mc(X), wanted)
+        assert_estimators(mc(X), wanted)
     copied = wrap(make()).fit(V).eval()
     with torch.no_grad():
-        check(copied(X), wanted)
-        check(copy.deepcopy(copied)(X), wanted)
+        assert_estimators(copied(X), wanted)
+        assert_estimators(copy.deepcopy(copied)(X), wanted)
 
 
 @pytest.mark.parametrize(
@@ -2820,21 +2822,21 @@ def test_l8_compiled(how: str, wrap: Wrap) -> None:
     try:
         mc = wrap(net).fit(V).eval()
     except REFUSALS as error:
-        in_words(error, "'b'")
+        assert_in_words(error, "'b'")
         assert how == "function with the layer"
         return
     wanted = Case(plain).loop()
     with torch.no_grad():
-        check(mc(X), wanted)
-        check(mc(X[:3]), [each[:3] for each in wanted])
-    check(mc(X), wanted)
+        assert_estimators(mc(X), wanted)
+        assert_estimators(mc(X[:3]), [each[:3] for each in wanted])
+    assert_estimators(mc(X), wanted)
     torch._dynamo.reset()
 
 
 # --- All of them ---------------------------------------------------------------------------------
 
 
-def right_or_refused(this: Case, wrap: Wrap) -> None:
+def assert_right_or_refused(this: Case, wrap: Wrap) -> None:
     wanted = this.loop()
     try:
         mc = fitted(wrap, this.make, this.batches)
@@ -2844,15 +2846,15 @@ def right_or_refused(this: Case, wrap: Wrap) -> None:
     except REFUSALS as error:
         if this.refused is None:
             raise
-        in_words(error, this.refused)
+        assert_in_words(error, this.refused)
         return
     for output in outputs:
-        check(output, wanted)
+        assert_estimators(output, wanted)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_as_the_loop(name: str, wrap: Wrap) -> None:
-    right_or_refused(CASES[name], wrap)
+    assert_right_or_refused(CASES[name], wrap)
 
 
 def test_layers_keep_their_class_and_hold_the_statistics(wrap: Wrap) -> None:
@@ -2863,7 +2865,7 @@ def test_layers_keep_their_class_and_hold_the_statistics(wrap: Wrap) -> None:
     mean, var = (
         torch.stack([torch.stack([c[i] for c in calls]) for calls in drawn]) for i in (0, 1)
     )
-    same((mc.model.b.mc_mean, mc.model.b.mc_var), (mean, var))
+    assert_same((mc.model.b.mc_mean, mc.model.b.mc_var), (mean, var))
     assert mean.shape == (4, 2, 6)
 
 

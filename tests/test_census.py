@@ -27,7 +27,7 @@ def compared(case: Case) -> census.Row:
         return census.compare(case, torch.float64, 3)
 
 
-def check(case: Case) -> None:
+def assert_exact(case: Case) -> None:
     row = compared(case)
     assert row["result"] == "exact", row
     assert float(row["error"]) <= 1e-10, row
@@ -38,7 +38,7 @@ def check(case: Case) -> None:
 def test_timm(name: str) -> None:
     """Batch norm over tokens folded into the batch; padding that depends on the input's size."""
     pytest.importorskip("timm")
-    check(NETWORKS["timm", name]())
+    assert_exact(NETWORKS["timm", name]())
 
 
 def test_the_census_notices_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@
 whatever does not depend on the estimator is computed once. As many estimators run at once as fit
 into a memory budget; the first of these chunks computes for all of them what the network does
 before they differ (:class:`Prefix`). Where vmap cannot run, the plain loop takes over: one pass
-after another, which costs no more than the network's own if its layers are known to look up their
-running statistics.
+after another, which costs little more than the network's own if its layers are known to look up
+their running statistics.
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ class _Loan:
 def _plain_passes(mc: Wrapper, layers: Mapping[str, Any], plan: Plan, given: Any) -> Any:
     """Passes in which layers find an estimator's statistics where they look up their running ones.
 
-    They take no longer than the network's own, as no function call is watched.
+    They take little longer than the network's own, as no function call is watched.
     """
     lookups = plan.lookups or {}
     loans = [

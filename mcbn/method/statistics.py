@@ -271,7 +271,7 @@ class Substitution(TorchFunctionMode, ABC):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._looking_up.__exit__(*error)
-        for layer, calls in self.calls.items():
+        for layer, calls in self.calls.items() if self.regular else ():
             self._note_lookups(layer, calls)
 
     def _note_lookups(self, layer: _BatchNorm, calls: int) -> None:
@@ -376,7 +376,8 @@ class Substitution(TorchFunctionMode, ABC):
             )
         call = self.calls.get(layer, 0)
         self.calls[layer] = call + 1
-        self._note_lookups(layer, call + 1)
+        if self.regular:
+            self._note_lookups(layer, call + 1)
         if self.grad:
             self.ran_without_grad |= not torch.is_grad_enabled()
             check_not_checkpointed()
